@@ -1,0 +1,1 @@
+"""Pairs: manifests, where their files come from, where they are kept."""

@@ -1,0 +1,1 @@
+"""The pure part: no ctypes, thread, socket, clock or file in here."""

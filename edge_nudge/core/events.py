@@ -1,0 +1,150 @@
+"""What comes back from a request: one stream of events for terminal, JSON and every other surface.
+
+Owns the event types and the totals. Never decides anything and never touches a model.
+
+1. The stream is any number of Piece and Handoff events and then exactly one Finished, also after a cancel.
+2. The texts of all pieces, joined, are the answer, byte for byte; each is whole characters.
+3. Shown text is never taken back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+
+class Role(str, Enum):
+    """The two models of a pair."""
+
+    BASE = "base"
+    NUDGING = "nudging"
+
+    @property
+    def other(self) -> Role:
+        return Role.NUDGING if self is Role.BASE else Role.BASE
+
+
+class HandoffReason(str, Enum):
+    """Why control passed to the model that writes now."""
+
+    OPENING = "opening"  # the nudging model writes the first word
+    UNSURE = "unsure"  # the rule found the base model unsure
+    BASE_END = "base_end"  # the base model ended, or began a new turn of its own prompt format
+    LOOP = "loop"  # the base model repeated itself; the repetition was dropped unseen
+    UNUSABLE = "unusable"  # the base model's token is no text: a control token or broken UTF-8
+    CONFIDENT = "confident"  # the rule found the base model sure
+    AGREED = "agreed"  # the base model's top token begins the nudging model's next word
+    POLICY = "policy"  # the rule always chooses this model (base-only, nudging-only)
+
+
+class FinishReason(str, Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+class FinishDetail(str, Enum):
+    """What exactly ended the answer."""
+
+    END_OF_GENERATION = "end_of_generation"  # the nudging model (or the only model) ended it
+    CONTROL_TOKEN = "control_token"  # the nudging model wrote a control token that is not an end token
+    RESTART_GUARD = "restart_guard"  # the base model ended and the nudging model's end token is likely
+    STOP_STRING = "stop_string"
+    LOOP = "loop"  # the answer could only go on by repeating itself
+    MAX_TOKENS = "max_tokens"
+    BASE_CONTEXT = "base_context"
+    NUDGING_CONTEXT = "nudging_context"
+    MAX_TURNS = "max_turns"
+    CANCELLED = "cancelled"
+
+
+class Cause(str, Enum):
+    """Why a token was evaluated; every evaluated token has exactly one cause."""
+
+    PROMPT = "prompt"
+    OWN = "own"  # written by this model
+    CATCH_UP = "catch_up"  # written by the other model
+    REEVALUATED = "reevaluated"  # known before, dropped at a seam or by a rewind, evaluated once more
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the answer by one author.
+
+    `top_prob` is the base model's top-1 probability at the place where this piece starts, or None where the
+    base model was not asked. `reason` is why its author was writing. `n_tokens` counts tokens of the author.
+    """
+
+    text: str
+    author: Role
+    top_prob: float | None
+    reason: HandoffReason
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """Control passes to `to`; `top_prob` as in Piece."""
+
+    to: Role
+    reason: HandoffReason
+    top_prob: float | None
+
+
+@dataclass(slots=True)
+class ModelUsage:
+    """Counts for one model; tokens are that model's own."""
+
+    n_prompt: int = 0
+    n_written: int = 0  # tokens of the answer this model wrote and the user saw
+    n_chars: int = 0  # characters of the answer this model wrote
+    n_calls: int = 0  # native decode calls
+    evaluated: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
+    n_reused: int = 0  # prompt tokens found in the cache
+
+    @property
+    def n_evaluated(self) -> int:
+        return sum(self.evaluated.values())
+
+
+@dataclass(slots=True)
+class Usage:
+    """Totals of one answer. Times are seconds on a monotonic clock, from the start of the request."""
+
+    base: ModelUsage = field(default_factory=ModelUsage)
+    nudging: ModelUsage = field(default_factory=ModelUsage)
+    n_handoffs: int = 0  # changes of author after the opening
+    first_piece_s: float | None = None
+    total_s: float = 0.0
+
+    def of(self, role: Role) -> ModelUsage:
+        return self.base if role is Role.BASE else self.nudging
+
+    @property
+    def n_completion(self) -> int:
+        return self.base.n_written + self.nudging.n_written
+
+    @property
+    def ratio_tokens(self) -> float:
+        """Nudging ratio in tokens of the writer, 0 for an empty answer."""
+        return self.nudging.n_written / self.n_completion if self.n_completion else 0.0
+
+    @property
+    def ratio_chars(self) -> float:
+        """Nudging ratio in characters, 0 for an empty answer."""
+        total = self.base.n_chars + self.nudging.n_chars
+        return self.nudging.n_chars / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every stream."""
+
+    reason: FinishReason
+    detail: FinishDetail
+    usage: Usage
+    stop_string: str | None = None  # the one that matched
+
+
+Event: TypeAlias = Piece | Handoff | Finished

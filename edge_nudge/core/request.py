@@ -1,0 +1,155 @@
+"""What is asked: messages, sampling and nudging settings, validated once.
+
+Owns field names, ranges and defaults; names are llama.cpp's and OpenAI's where they exist. Never renders and
+never looks at a model.
+
+1. Frozen values: a request is never changed after validation.
+2. Numbers are strict: no booleans, no strings, no fractions where a count is meant.
+3. A stop list that is null or empty adds nothing; an empty stop string is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from edge_nudge.errors import InputError
+
+MAX_STOP_STRINGS = 16
+
+
+class Rule(str, Enum):
+    """Decision rules; see core/policy.py for each."""
+
+    TOP_PROB = "top_prob"
+    ENTROPY = "entropy"
+    MARGIN = "margin"
+    BASE_ONLY = "base-only"
+    NUDGING_ONLY = "nudging-only"
+
+
+DEFAULT_GAMMA: Mapping[Rule, float] = {
+    Rule.TOP_PROB: 0.4,  # the paper's value for Llama-2; 0.2 to 0.5 all work there
+    Rule.ENTROPY: 2.0,  # nats
+    Rule.MARGIN: 0.2,  # difference of the two highest probabilities
+    Rule.BASE_ONLY: 0.0,
+    Rule.NUDGING_ONLY: 0.0,
+}
+
+
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+_Strict = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_Count = Annotated[int, Field(strict=True)]
+_Number = Annotated[float, Field(strict=True)]
+
+
+class Message(BaseModel):
+    """One turn of the conversation."""
+
+    model_config = _Strict
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _developer_is_system(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("role") == "developer":
+            return {**data, "role": "system"}
+        return data
+
+    @model_validator(mode="after")
+    def _whole_text(self) -> Message:
+        if any("\ud800" <= c <= "\udfff" for c in self.content):
+            raise ValueError("content holds a lone surrogate, which is no text")
+        return self
+
+
+class SamplingParams(BaseModel):
+    """How whoever writes draws a token. Temperature 0 is greedy; the filters work in the order given here."""
+
+    model_config = _Strict
+    temp: _Number = Field(0.0, ge=0.0, le=100.0)
+    top_k: _Count = Field(40, ge=0, description="keep the k best tokens; 0 keeps all")
+    top_p: _Number = Field(0.95, gt=0.0, le=1.0, description="keep the best tokens up to this much probability")
+    min_p: _Number = Field(0.05, ge=0.0, le=1.0, description="keep tokens of at least this share of the best one")
+    seed: _Count | None = Field(None, ge=0, lt=2**64, description="none: drawn, and reported")
+
+
+class NudgeParams(BaseModel):
+    """Who writes when."""
+
+    model_config = _Strict
+    rule: Annotated[Rule, Field(strict=False)] = Rule.TOP_PROB
+    gamma: _Number | None = Field(None, ge=0.0, description="threshold of the rule; none: the rule's own default")
+    lookahead: _Count = Field(
+        1,
+        ge=1,
+        le=256,
+        description="tokens the nudging model drafts, at least, before the base model is asked",
+    )
+    end_prob: _Number = Field(
+        0.1,
+        gt=0.0,
+        description="restart guard: the answer ends where the base model ended and the nudging "
+        "model's end tokens together are at least this probable; above 1 switches the guard off",
+    )
+    max_turns: _Count = Field(1000, ge=1, description="most nudging turns in one answer")
+    loop_guard: bool = True
+
+    @property
+    def threshold(self) -> float:
+        return DEFAULT_GAMMA[self.rule] if self.gamma is None else self.gamma
+
+
+class GenerateRequest(BaseModel):
+    """One request for one answer."""
+
+    model_config = _Strict
+    messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
+    max_tokens: _Count | None = Field(None, ge=0, description="most tokens of both models together; none: the context")
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...],
+        BeforeValidator(_as_list),
+        Field(strict=False, max_length=MAX_STOP_STRINGS),
+    ] = ()
+    sampling: SamplingParams = SamplingParams()
+    nudge: NudgeParams = NudgeParams()
+
+
+def build_request(messages: Sequence[Mapping[str, Any] | Message] | str, **settings: Any) -> GenerateRequest:
+    """Build a request from messages (or one user text) and flat settings (`gamma=0.4, temp=0.8, stop=[...]`).
+
+    Raises InputError naming the field.
+    """
+    data: dict[str, Any] = {
+        "messages": [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    }
+    nested: dict[str, dict[str, Any]] = {"sampling": {}, "nudge": {}}
+    for name, value in settings.items():
+        if name in SamplingParams.model_fields:
+            nested["sampling"][name] = value
+        elif name in NudgeParams.model_fields:
+            nested["nudge"][name] = value
+        else:
+            data[name] = value
+    try:
+        return GenerateRequest.model_validate({**data, **nested})
+    except ValidationError as error:
+        raise InputError(describe(error)) from None
+
+
+def describe(error: ValidationError) -> str:
+    """Turn pydantic's report into one line that names each field."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in item["loc"] if part not in ("sampling", "nudge")) or "request"
+        parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)

@@ -1,0 +1,67 @@
+"""The errors a user can meet: each is one sentence with the numbers and the remedy.
+
+Owns the tree, the exit codes and the HTTP statuses. Never formats a traceback and never holds a native handle.
+
+1. A class stands for one remedy; the message says what happened, the numbers, and what to do.
+2. `exit_code` is what the command line returns, `http_status` what the local API answers.
+3. Anything raised that is not an EdgeNudgeError is a bug of ours.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgeNudgeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+class InputError(EdgeNudgeError):
+    """The request or an option has a value that cannot be used."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class TemplateError(InputError):
+    """A chat template cannot be compiled, cannot be rendered, or refused the messages."""
+
+
+class ContextOverflowError(InputError):
+    """The prompt alone fills a model's context.
+
+    `model` is "base" or "nudging"; `n_prompt` and `n_ctx` are in tokens of that model.
+    """
+
+    exit_code = 3
+
+    def __init__(self, model: str, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(
+            f"prompt is {n_prompt} tokens for the {model} model, its context is {n_ctx}: "
+            f"raise --ctx-size or shorten the prompt"
+        )
+        self.model, self.n_prompt, self.n_ctx = model, n_prompt, n_ctx
+
+
+class ModelFileError(EdgeNudgeError):
+    """A model file is missing, damaged, incomplete, or of a kind that cannot be used here."""
+
+    http_status = 400
+
+
+class EngineError(EdgeNudgeError):
+    """The native engine failed or lacks a capability that was asked for."""
+
+
+class NonFiniteScoresError(EngineError):
+    """A model produced NaN or infinite scores; no token is drawn from such a row."""
+
+
+class FetchError(EdgeNudgeError):
+    """A model could not be fetched: no network, wrong checksum, no room."""
+
+    exit_code = 4
+    http_status = 502
