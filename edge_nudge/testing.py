@@ -186,7 +186,8 @@ class FakeBackend:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<FakeBackend {self._info.name}: {len(self._ids)} cached, {self.n_evaluated} evaluated, {self.n_calls} calls>"
+        counts = f"{len(self._ids)} cached, {self.n_evaluated} evaluated, {self.n_calls} calls"
+        return f"<FakeBackend {self._info.name}: {counts}>"
 
     @property
     def info(self) -> ModelInfo:
@@ -214,6 +215,10 @@ class FakeBackend:
 
     def is_eog(self, token: int) -> bool:
         return self.is_control(token) and self.vocabulary.markers[token] in self.vocabulary.eog
+
+    @property
+    def eog_tokens(self) -> tuple[int, ...]:
+        return tuple(token for token in range(len(self.vocabulary.markers)) if self.is_eog(token))
 
     def is_control(self, token: int) -> bool:
         return self._checked(token) < len(self.vocabulary.markers)

@@ -68,6 +68,11 @@ class Backend(Protocol):
         """Tell whether a token ends the generation."""
         ...
 
+    @property
+    def eog_tokens(self) -> tuple[int, ...]:
+        """All tokens that end the generation, ascending."""
+        ...
+
     def is_control(self, token: int) -> bool:
         """Tell whether a token is a control token (no text; never to be reached by a user's text)."""
         ...

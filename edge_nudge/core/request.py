@@ -76,11 +76,13 @@ class SamplingParams(BaseModel):
     """How whoever writes draws a token. Temperature 0 is greedy; the filters work in the order given here."""
 
     model_config = _Strict
-    temp: _Number = Field(0.0, ge=0.0, le=100.0)
-    top_k: _Count = Field(40, ge=0, description="keep the k best tokens; 0 keeps all")
-    top_p: _Number = Field(0.95, gt=0.0, le=1.0, description="keep the best tokens up to this much probability")
-    min_p: _Number = Field(0.05, ge=0.0, le=1.0, description="keep tokens of at least this share of the best one")
-    seed: _Count | None = Field(None, ge=0, lt=2**64, description="none: drawn, and reported")
+    temp: _Number = Field(default=0.0, ge=0.0, le=100.0)
+    top_k: _Count = Field(default=40, ge=0, description="keep the k best tokens; 0 keeps all")
+    top_p: _Number = Field(default=0.95, gt=0.0, le=1.0, description="keep the best tokens up to this much probability")
+    min_p: _Number = Field(
+        default=0.05, ge=0.0, le=1.0, description="keep tokens of at least this share of the best one"
+    )
+    seed: _Count | None = Field(default=None, ge=0, lt=2**64, description="none: drawn, and reported")
 
 
 class NudgeParams(BaseModel):
@@ -88,20 +90,22 @@ class NudgeParams(BaseModel):
 
     model_config = _Strict
     rule: Annotated[Rule, Field(strict=False)] = Rule.TOP_PROB
-    gamma: _Number | None = Field(None, ge=0.0, description="threshold of the rule; none: the rule's own default")
+    gamma: _Number | None = Field(
+        default=None, ge=0.0, description="threshold of the rule; none: the rule's own default"
+    )
     lookahead: _Count = Field(
-        1,
+        default=1,
         ge=1,
         le=256,
         description="tokens the nudging model drafts, at least, before the base model is asked",
     )
     end_prob: _Number = Field(
-        0.1,
+        default=0.1,
         gt=0.0,
         description="restart guard: the answer ends where the base model ended and the nudging "
         "model's end tokens together are at least this probable; above 1 switches the guard off",
     )
-    max_turns: _Count = Field(1000, ge=1, description="most nudging turns in one answer")
+    max_turns: _Count = Field(default=1000, ge=1, description="most nudging turns in one answer")
     loop_guard: bool = True
 
     @property
@@ -114,7 +118,9 @@ class GenerateRequest(BaseModel):
 
     model_config = _Strict
     messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
-    max_tokens: _Count | None = Field(None, ge=0, description="most tokens of both models together; none: the context")
+    max_tokens: _Count | None = Field(
+        default=None, ge=0, description="most tokens of both models together; none: the context"
+    )
     stop: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...],
         BeforeValidator(_as_list),

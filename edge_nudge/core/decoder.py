@@ -1,0 +1,321 @@
+"""The nudging loop: two models, one answer, one stream of events.
+
+Owns the order of things: who writes, when the other one is asked, why a turn ends. What a model thinks is in
+sampling.py, who may write in policy.py, what may be shown in transcript.py, the caches in session.py.
+reference.py beside it is the same algorithm written plainly; tests hold this one to it, exactly.
+
+1. The nudging model opens; its first word is accepted unseen by the base model, so it is shown at once.
+2. The base model is asked after each nudging word; drafting goes on only as far as the next question needs.
+3. Only the nudging model ends an answer (a solo model ends its own).
+4. Closing the generator, or an error, at any event leaves both sessions ready for the next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from edge_nudge.core.draft import Draft
+from edge_nudge.core.events import (
+    Event,
+    FinishDetail,
+    Finished,
+    FinishReason,
+    Handoff,
+    HandoffReason,
+    Piece,
+    Role,
+    Usage,
+)
+from edge_nudge.core.policy import make_policy
+from edge_nudge.core.request import GenerateRequest
+from edge_nudge.core.sampling import Probe
+from edge_nudge.core.session import Cancelled
+from edge_nudge.core.transcript import Transcript, Unit, Verdict, cut_to_tokens
+from edge_nudge.core.writer import Writer
+from edge_nudge.errors import ContextOverflowError
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A run of text by one model, about to begin; a base turn brings its first token along."""
+
+    role: Role
+    reason: HandoffReason
+    top_prob: float | None = None
+    token: int = -1
+    overlap: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer is finished."""
+
+    reason: FinishReason
+    detail: FinishDetail
+
+
+Outcome: TypeAlias = Turn | End
+Steps: TypeAlias = Generator[Event, None, Outcome]
+
+CONTEXT_FULL = {
+    Role.BASE: End(FinishReason.LENGTH, FinishDetail.BASE_CONTEXT),
+    Role.NUDGING: End(FinishReason.LENGTH, FinishDetail.NUDGING_CONTEXT),
+}
+MAX_TOKENS = End(FinishReason.LENGTH, FinishDetail.MAX_TOKENS)
+END_OF_GENERATION = End(FinishReason.STOP, FinishDetail.END_OF_GENERATION)
+LOOP = End(FinishReason.STOP, FinishDetail.LOOP)
+
+
+class Decoder:
+    """Writes one answer. Use `run` once."""
+
+    def __init__(
+        self,
+        base: Writer,
+        nudging: Writer,
+        request: GenerateRequest,
+        *,
+        clock: Callable[[], float],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        self._base = base
+        self._nudging = nudging
+        self._params = request.nudge
+        self._max_tokens = request.max_tokens
+        self._policy = make_policy(request.nudge)
+        self._transcript = Transcript(
+            [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
+        )
+        self._clock = clock
+        self._is_cancelled = is_cancelled
+        self._started = 0.0
+        self._n_nudging_turns = 0
+        self.usage = Usage()
+
+    def run(self) -> Iterator[Event]:
+        """Yield the events of the answer; the last one is Finished.
+
+        Raises ContextOverflowError before the first event, EngineError at any time.
+        """
+        self._started = self._clock()
+        self._begin()
+        try:
+            end: End = yield from self._answer()
+        except Cancelled:
+            end = End(FinishReason.CANCELLED, FinishDetail.CANCELLED)
+        yield from self._counted(self._transcript.flush())
+        self.usage.total_s = self._clock() - self._started
+        yield Finished(end.reason, end.detail, self.usage, self._transcript.stop_string)
+
+    def _begin(self) -> None:
+        for writer in (self._base, self._nudging):
+            if self._policy.solo not in (None, writer.role):
+                continue
+            n_prompt, n_ctx = writer.n_prompt, writer.n_ctx
+            if n_prompt >= n_ctx:
+                raise ContextOverflowError(writer.role.value, n_prompt, n_ctx)
+            self.usage.of(writer.role).n_prompt = n_prompt
+            writer.begin(self.usage.of(writer.role), self._is_cancelled)
+
+    def _answer(self) -> Generator[Event, None, End]:
+        if self._max_tokens == 0:
+            return MAX_TOKENS
+        solo = self._policy.solo
+        if solo is Role.BASE:
+            outcome: Outcome = self._open_with_base()
+        else:
+            outcome = Turn(Role.NUDGING, HandoffReason.POLICY if solo else HandoffReason.OPENING)
+        while isinstance(outcome, Turn):
+            turn = outcome
+            self._transcript.begin_turn(turn.role)
+            steps = self._nudging_turn(turn) if turn.role is Role.NUDGING else self._base_turn(turn)
+            outcome = yield from steps
+            if isinstance(outcome, Turn) and outcome.role is not turn.role:
+                self.usage.n_handoffs += 1
+                yield Handoff(outcome.role, outcome.reason, outcome.top_prob)
+        return outcome
+
+    # --- the nudging model's turn
+
+    def _nudging_turn(self, turn: Turn) -> Steps:
+        self._n_nudging_turns += 1
+        if self._n_nudging_turns > self._params.max_turns:
+            return End(FinishReason.LENGTH, FinishDetail.MAX_TURNS)
+        overlap = self._nudging.sync(self._transcript.text)
+        if overlap is None:
+            return CONTEXT_FULL[Role.NUDGING]
+        if turn.reason in (HandoffReason.BASE_END, HandoffReason.LOOP) and self._is_finished():
+            return End(FinishReason.STOP, FinishDetail.RESTART_GUARD)
+        opens_answer = len(self._transcript) == 0
+        draft = Draft(overlap, opens_answer=opens_answer)
+        top_prob, probe = turn.top_prob, None
+        while True:
+            if (size := draft.word_size()) is None:
+                end = self._extend(draft)
+                if opens_answer:
+                    self._nudging.add_lead(draft.n_lead)
+                    opens_answer = False
+                if end is not None:
+                    return (yield from self._accept_rest(draft, turn.reason, top_prob, end))
+                size = draft.word_size()
+                assert size is not None, "a draft ends with a whole word or with an end"
+            if probe is not None and self._agrees(probe, draft.word(size)):
+                return Turn(Role.BASE, HandoffReason.AGREED, probe.top_prob, probe.top_id)
+            outcome = self._accept(self._unit(Role.NUDGING, draft, size, turn.reason, top_prob))
+            yield from self._counted(self._transcript.show())
+            if outcome is not None:
+                return outcome
+            if self._policy.solo is None:
+                answer = self._ask_base()
+                if isinstance(answer, Probe):
+                    probe, top_prob = answer, answer.top_prob
+                else:
+                    return answer
+
+    def _extend(self, draft: Draft) -> End | None:
+        """Draft until there is a whole word and at least `lookahead` tokens, or an end.
+
+        The end of generation anywhere in the draft makes the whole draft part of the answer; a full context
+        ends the answer only when there is no whole word left to ask the base model about. A word that does not
+        fit into the token limit is not drafted to its end.
+        """
+        nudging = self._nudging
+        while draft.n_tokens < self._params.lookahead or draft.word_size() is None:
+            if self._n_room is not None and draft.n_tokens >= max(self._n_room, self._params.lookahead):
+                return MAX_TOKENS
+            if not nudging.evaluate_pending():
+                return CONTEXT_FULL[Role.NUDGING] if draft.word_size() is None else None
+            banned: list[int] = []
+            while True:
+                token = nudging.draw(banned)
+                if nudging.is_eog(token):
+                    return END_OF_GENERATION
+                piece = nudging.piece(token)
+                if not piece:
+                    return End(FinishReason.STOP, FinishDetail.CONTROL_TOKEN)
+                if draft.can_take(piece):
+                    break
+                banned.append(token)  # no text can come of it: the next best one
+            draft.push(piece)
+            nudging.pending = token
+        return None
+
+    def _ask_base(self) -> Probe | Outcome:
+        """Ask the base model behind the last word: an unsure probe, or what comes next."""
+        overlap = self._base.sync(self._transcript.text)
+        if overlap is None:
+            return CONTEXT_FULL[Role.BASE]
+        probe = self._base.probe(self._policy)
+        if not self._policy.is_sure(probe):
+            return probe
+        token = self._base.draw()
+        if self._base.is_eog(token):
+            return Turn(Role.NUDGING, HandoffReason.BASE_END, probe.top_prob)
+        if not Draft(overlap, opens_answer=False).can_take(piece := self._base.piece(token)) or not piece:
+            return probe
+        return Turn(Role.BASE, HandoffReason.CONFIDENT, probe.top_prob, token, overlap)
+
+    def _agrees(self, probe: Probe, word: bytes) -> bool:
+        """Tell whether the base model's top token begins the nudging model's next word."""
+        piece = self._base.piece(probe.top_id)
+        return piece.strip() != b"" and word.startswith(piece)
+
+    def _is_finished(self) -> bool:
+        """Tell whether the nudging model would end here as well: the restart guard."""
+        return self._nudging.end_prob() >= self._params.end_prob
+
+    # --- the base model's turn
+
+    def _open_with_base(self) -> Outcome:
+        overlap = self._base.sync(b"")
+        if overlap is None:
+            return CONTEXT_FULL[Role.BASE]
+        probe = self._base.probe(self._policy)
+        return Turn(Role.BASE, HandoffReason.POLICY, probe.top_prob, self._base.draw(), overlap)
+
+    def _base_turn(self, turn: Turn) -> Steps:
+        base = self._base
+        token, top_prob = turn.token, turn.top_prob
+        opens_answer = len(self._transcript) == 0
+        draft = Draft(turn.overlap, opens_answer=opens_answer)
+        while True:
+            if base.is_eog(token):
+                return self._to_nudging(HandoffReason.BASE_END, top_prob)
+            piece = base.piece(token)
+            if not piece or not draft.can_take(piece):
+                return self._to_nudging(HandoffReason.UNUSABLE, top_prob)
+            draft.push(piece)
+            if size := draft.whole_size():
+                if opens_answer:
+                    base.add_lead(draft.n_lead)
+                    opens_answer = False
+                outcome = self._accept(self._unit(Role.BASE, draft, size, turn.reason, top_prob))
+                yield from self._counted(self._transcript.show())
+                if outcome is not None:
+                    return outcome
+            base.pending = token
+            if not base.evaluate_pending():
+                return CONTEXT_FULL[Role.BASE]
+            probe = base.probe(self._policy)
+            top_prob = probe.top_prob
+            if not self._policy.is_sure(probe):
+                return self._to_nudging(HandoffReason.UNSURE, top_prob)
+            token = base.draw()
+
+    def _to_nudging(self, reason: HandoffReason, top_prob: float | None) -> Outcome:
+        if self._policy.solo is None:
+            return Turn(Role.NUDGING, reason, top_prob)
+        if reason is HandoffReason.UNUSABLE:
+            return End(FinishReason.STOP, FinishDetail.CONTROL_TOKEN)
+        return LOOP if reason is HandoffReason.LOOP else END_OF_GENERATION
+
+    # --- what both turns share
+
+    @property
+    def _n_room(self) -> int | None:
+        """Tokens the answer may still grow by."""
+        return None if self._max_tokens is None else self._max_tokens - self._transcript.n_tokens
+
+    def _unit(self, role: Role, draft: Draft, size: int, reason: HandoffReason, top_prob: float | None) -> Unit:
+        data, token_starts = draft.take(size)
+        return Unit(role, data, token_starts, top_prob, reason)
+
+    def _accept(self, unit: Unit) -> Outcome | None:
+        """Add a unit to the answer, within the token limit; return what follows, or None to go on."""
+        transcript = self._transcript
+        is_last = False
+        if (n_room := self._n_room) is not None:
+            is_last = len(unit.token_starts) >= n_room
+            unit = cut_to_tokens(unit, n_room)
+        verdict = transcript.append(unit) if unit.data else Verdict.GO_ON
+        match verdict:
+            case Verdict.STOP_STRING:
+                return End(FinishReason.STOP, FinishDetail.STOP_STRING)
+            case Verdict.TURN_END:
+                return self._to_nudging(HandoffReason.BASE_END, unit.top_prob)
+            case Verdict.LOOP:
+                # where the nudging model began the repetition, it would only begin it again
+                return LOOP if transcript.loop_author is Role.NUDGING else self._to_nudging(HandoffReason.LOOP, None)
+            case Verdict.GO_ON:
+                return MAX_TOKENS if is_last else None
+
+    def _accept_rest(self, draft: Draft, reason: HandoffReason, top_prob: float | None, end: End) -> Steps:
+        """Accept all that is drafted, word by word, unless something ends the answer before."""
+        while size := (draft.word_size() or draft.whole_size()):
+            outcome = self._accept(self._unit(Role.NUDGING, draft, size, reason, top_prob))
+            yield from self._counted(self._transcript.show())
+            if outcome is not None:
+                return outcome
+        return end
+
+    def _counted(self, pieces: list[Piece]) -> Iterator[Piece]:
+        """Yield what is shown now, counting it."""
+        for piece in pieces:
+            if self.usage.first_piece_s is None:
+                self.usage.first_piece_s = self._clock() - self._started
+            usage = self.usage.of(piece.author)
+            usage.n_written += piece.n_tokens
+            usage.n_chars += len(piece.text)
+            yield piece

@@ -1,0 +1,78 @@
+"""Draft: text a model has written that is not accepted yet.
+
+Owns cutting a model's tokens into whole words and characters. Never accepts anything.
+
+1. Every state is valid UTF-8 followed by at most the beginning of one character.
+2. Blanks that are in the text already (the overlap) are swallowed, and all blanks in front of an answer.
+"""
+
+from __future__ import annotations
+
+from edge_nudge.core.words import first_word_end, whole_characters
+
+
+class Draft:
+    """Tokens of one model since the last accepted byte."""
+
+    def __init__(self, overlap: int, *, opens_answer: bool) -> None:
+        self._data = bytearray()
+        self._starts: list[int] = []
+        self._n_left = 1 << 30 if opens_answer else overlap  # blanks that may still be swallowed
+        self._overlap = overlap
+        self._n_swallowed = 0
+
+    def __repr__(self) -> str:
+        return f"<Draft {bytes(self._data)!r}, {len(self._starts)} tokens>"
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self._starts)
+
+    @property
+    def n_lead(self) -> int:
+        """Blanks swallowed beyond the overlap: they belong to the prompt."""
+        return max(0, self._n_swallowed - self._overlap)
+
+    def can_take(self, piece: bytes) -> bool:
+        """Tell whether the text stays valid UTF-8 with this piece."""
+        return (piece.isascii() and not self._has_rest()) or whole_characters(bytes(self._data) + piece) is not None
+
+    def push(self, piece: bytes) -> None:
+        """Add the text of one token."""
+        if self._n_left:
+            rest = piece.lstrip(b" ")
+            n_blanks = min(len(piece) - len(rest), self._n_left)
+            piece = piece[n_blanks:]
+            self._n_swallowed += n_blanks
+            self._n_left = 0 if piece else self._n_left - n_blanks
+        self._starts.append(len(self._data))
+        self._data += piece
+
+    def word_size(self) -> int | None:
+        """Return the size in bytes of the first word, or None while it may go on."""
+        text = bytes(self._data[: self.whole_size()]).decode("utf-8")
+        end = first_word_end(text)
+        return None if end is None else len(text[:end].encode("utf-8"))
+
+    def whole_size(self) -> int:
+        """Return the size in bytes of the whole characters."""
+        size = whole_characters(bytes(self._data))
+        assert size is not None, "can_take is asked before push"
+        return size
+
+    def word(self, size: int) -> bytes:
+        return bytes(self._data[:size])
+
+    def take(self, size: int) -> tuple[bytes, tuple[int, ...]]:
+        """Remove the first `size` bytes and return them with the offsets of the tokens that begin in them.
+
+        A token that was swallowed whole goes with the text behind it.
+        """
+        data = bytes(self._data[:size])
+        starts = tuple(start for start in self._starts if start < size)
+        self._starts = [start - size for start in self._starts[len(starts) :]]
+        del self._data[:size]
+        return data, starts
+
+    def _has_rest(self) -> bool:
+        return self.whole_size() < len(self._data)

@@ -1,0 +1,55 @@
+"""Loop guard: notices that the answer repeats itself before the repetition is shown.
+
+Owns the definition of a loop. Looks at text, not at authors; what to do about a loop is the decoder's business.
+
+1. A run is the longest stretch of whole units at the end of the text that stands in the text before as well
+   (both may overlap). It is held back while it goes on and released when it turns out to be something new.
+2. A run is a loop at 24 tokens if it has more than 5 words, or if it overlaps what it repeats (a short cycle).
+   The paper drops aligned blocks of 16 tokens, which catches a repetition after 16 to 31 tokens.
+3. A run never reaches back over text that was released or cut.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+MIN_TOKENS = 24
+MIN_WORDS = 5
+
+
+class LoopGuard:
+    """Follows one growing text, unit by unit."""
+
+    def __init__(self) -> None:
+        self._units: deque[tuple[int, int]] = deque()  # (start offset, tokens) of each unit in the run
+        self._n_tokens = 0
+        self._end = 0
+
+    @property
+    def start(self) -> int:
+        """Offset where the current run starts; the end of the text if there is none."""
+        return self._units[0][0] if self._units else self._end
+
+    def extend(self, text: bytearray, n_old: int, n_tokens: int) -> bool:
+        """Take in the unit text[n_old:] and tell whether the run is a loop now."""
+        self._units.append((n_old, n_tokens))
+        self._n_tokens += n_tokens
+        self._end = len(text)
+        earlier = -1
+        while self._units:
+            start = self._units[0][0]
+            earlier = text.find(text[start:], 0, len(text) - 1)
+            if earlier >= 0:
+                break
+            self._n_tokens -= self._units.popleft()[1]
+        if self._n_tokens < MIN_TOKENS:
+            return False
+        start = self._units[0][0]
+        overlaps = text.rfind(text[start:], 0, len(text) - 1) + len(text) - start > start
+        return overlaps or len(text[start:].split()) > MIN_WORDS
+
+    def cut(self, end: int) -> None:
+        """Forget the run: the text ends at `end` now."""
+        self._units.clear()
+        self._n_tokens = 0
+        self._end = end

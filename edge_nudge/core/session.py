@@ -1,0 +1,190 @@
+"""Session: the token ids of one model and the cache that mirrors them.
+
+Owns prefix reuse, rewinding and the count of every evaluated token by cause. Never tokenizes and never decides.
+
+1. `ids` is exactly what the backend's cache holds, also after an error, a cancel or an interrupt.
+2. A backend may refuse to rewind: then a checkpoint or a full re-evaluation gives the same result, later.
+3. After `sync` and `advance` the scores behind the last token are at hand; they are valid until the next of
+   these calls. A full prefix hit whose scores are gone evaluates the last token again.
+4. Between two native calls of a long evaluation the request can be cancelled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge_nudge.core.backend import Backend
+from edge_nudge.core.events import Cause, ModelUsage
+from edge_nudge.core.sampling import Scores
+from edge_nudge.errors import EngineError
+
+SEAM = 4  # tokens at the end of a text that change, at most, when text is appended: measured on 12 vocabularies
+N_CHECKPOINTS = 4
+
+
+class Cancelled(Exception):
+    """The request was cancelled between two native calls; never leaves the decoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncCost:
+    """What a sync did, in tokens."""
+
+    reused: int
+    dropped: int
+    evaluated: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    n_ids: int
+    state: bytes
+
+
+def _never() -> bool:
+    return False
+
+
+class Session:
+    """One sequence of one backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._ids: list[int] = []
+        self._row: int | None = None
+        self._checkpoints: deque[_Checkpoint] = deque(maxlen=N_CHECKPOINTS)
+        self._n_prompt = 0
+        self._n_seen = 0
+        self._is_cancelled: Callable[[], bool] = _never
+        self.usage = ModelUsage()
+
+    def __repr__(self) -> str:
+        return f"<Session {self._backend.info.name}: {len(self._ids)} ids, {self.usage.n_evaluated} evaluated>"
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(self._ids)
+
+    def begin(self, n_prompt: int, usage: ModelUsage, is_cancelled: Callable[[], bool] = _never) -> None:
+        """Start counting for a request whose prompt is `n_prompt` tokens."""
+        self._n_prompt, self._n_seen = n_prompt, 0
+        self._is_cancelled = is_cancelled
+        self.usage = usage
+
+    def sync(self, ids: Sequence[int]) -> SyncCost:
+        """Make the cache hold exactly `ids` (not empty), reusing the longest common prefix.
+
+        Raises EngineError and Cancelled; then the session holds a prefix of `ids`.
+        """
+        if len(self._ids) != self._backend.n_cached:  # an interrupt came between the engine and us
+            self._forget()
+        n_before = len(self._ids)
+        n_common = common_prefix(self._ids, ids)
+        if n_common == len(ids) == n_before and self._row is not None:
+            return SyncCost(n_common, 0, 0)
+        n_keep = self._cut_back(min(n_common, len(ids) - 1))
+        if self._n_seen == 0:
+            self.usage.n_reused = min(n_keep, self._n_prompt)
+        self._n_seen = max(self._n_seen, n_keep)
+        n_evaluated = len(ids) - n_keep
+        self._count_tail(n_keep, len(ids))
+        if self._backend.info.can_rewind:
+            self._evaluate(ids[n_keep:])
+        else:
+            self._evaluate_with_checkpoint(ids, n_keep)
+        return SyncCost(n_keep, n_before - min(n_keep, n_before), n_evaluated)
+
+    def advance(self, token: int) -> None:
+        """Evaluate one more token, written by this model. Raises EngineError and Cancelled."""
+        if self._is_cancelled():
+            raise Cancelled
+        self._evaluate_batch((token,), (0,))
+        self.usage.evaluated[Cause.OWN] += 1
+        self._n_seen = max(self._n_seen, len(self._ids))
+
+    @property
+    def scores(self) -> Scores:
+        """The scores behind the last token, shape (n_vocab,): a view, valid until the next sync or advance."""
+        assert self._row is not None, "scores are there after sync and advance only"
+        return self._backend.scores(self._row)
+
+    def _cut_back(self, n_keep: int) -> int:
+        """Shorten the cache to at most `n_keep` ids and return how many it holds then."""
+        if n_keep >= len(self._ids):
+            return len(self._ids)
+        self._row = None
+        if n_keep > 0 and self._backend.info.can_rewind and self._backend.rewind(n_keep):
+            del self._ids[n_keep:]
+            return n_keep
+        while self._checkpoints:
+            checkpoint = self._checkpoints.pop()
+            if checkpoint.n_ids <= n_keep and self._backend.restore(checkpoint.state, checkpoint.n_ids):
+                del self._ids[checkpoint.n_ids :]
+                self._checkpoints.append(checkpoint)
+                return checkpoint.n_ids
+        self._forget()
+        return 0
+
+    def _forget(self) -> None:
+        self._row = None
+        self._checkpoints.clear()
+        self._backend.clear()
+        self._ids.clear()
+
+    def _count_tail(self, n_keep: int, n_ids: int) -> None:
+        """Give each of the tokens [n_keep, n_ids) its cause."""
+        n_again = max(0, min(self._n_seen, n_ids) - n_keep)
+        n_prompt = max(0, min(self._n_prompt, n_ids) - max(n_keep, self._n_seen))
+        evaluated = self.usage.evaluated
+        evaluated[Cause.REEVALUATED] += n_again
+        evaluated[Cause.PROMPT] += n_prompt
+        evaluated[Cause.CATCH_UP] += n_ids - n_keep - n_again - n_prompt
+        self._n_seen = max(self._n_seen, n_ids)
+
+    def _evaluate_with_checkpoint(self, ids: Sequence[int], n_keep: int) -> None:
+        """Evaluate the tail, saving the state before the part that the next handoff may change."""
+        n_save = max(n_keep, len(ids) - SEAM)
+        self._evaluate(ids[n_keep:n_save])
+        if n_save and not (self._checkpoints and self._checkpoints[-1].n_ids == n_save):
+            self._checkpoints.append(_Checkpoint(n_save, self._backend.save()))
+        self._evaluate(ids[n_save:])
+
+    def _evaluate(self, tokens: Sequence[int]) -> None:
+        n_batch = self._backend.info.n_batch
+        for start in range(0, len(tokens), n_batch):
+            if self._is_cancelled():
+                raise Cancelled
+            batch = tokens[start : start + n_batch]
+            is_last = start + n_batch >= len(tokens)
+            self._evaluate_batch(batch, (len(batch) - 1,) if is_last else ())
+
+    def _evaluate_batch(self, tokens: Sequence[int], rows: tuple[int, ...]) -> None:
+        self._row = None
+        self.usage.n_calls += 1
+        try:
+            self._backend.evaluate(tokens, rows)
+        except EngineError:
+            self._ids.extend(tokens)
+            del self._ids[self._backend.n_cached :]
+            raise
+        self._ids.extend(tokens)
+        self._row = rows[0] if rows else None
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the longest common prefix; compares slices, which is one pass in C."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:  # invariant: a[:low] == b[:low], a[:high] != b[:high] or high is the shorter length
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
