@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_nudge.core.prompt import Prompt
-
 from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import Event, Finished, Piece, Role
+from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.reference import Model, Reference
 from edge_nudge.core.request import GenerateRequest, build_request
 from edge_nudge.core.session import Session
@@ -23,7 +22,8 @@ from edge_nudge.testing import FakeBackend, Scorer, ToyVocabulary, hashed_scores
 
 BASE_WORDS = (
     " the", " a", " cat", " dog", " sat", " on", "ing", "ed", " un", "believ", "able", "th", "he", "ca", "at",
-    ". ", ".\n", "\n\n", "  ", " x", " = ", "é", "日本", "本語", "語", "👩", "\u200d🔬", "\u0301", " Q:", "Q:", "ab", "abc", " of the",
+    ". ", ".\n", "\n\n", "  ", " x", " = ", "é", "日本", "本語", "語", "👩", "\u200d🔬", "\u0301", " Q:", "Q:",
+    "ab", "abc", " of the",
 )  # fmt: skip
 NUDGING_WORDS = (
     " th", "e ", "the", " cat", "cat ", " s", "at", " o", "n", "ing ", " und", "er", "bel", "iev", " able", ".",
@@ -36,7 +36,9 @@ def _words(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 BASE_VOCABULARY = ToyVocabulary(_words(BASE_WORDS))
-NUDGING_VOCABULARY = ToyVocabulary(_words(NUDGING_WORDS), markers=("<eos>", "<|im_start|>", "<|im_end|>"), eog=("<|im_end|>", "<eos>"))
+NUDGING_VOCABULARY = ToyVocabulary(
+    _words(NUDGING_WORDS), markers=("<eos>", "<|im_start|>", "<|im_end|>"), eog=("<|im_end|>", "<eos>")
+)
 SPM_VOCABULARY = ToyVocabulary(_words(NUDGING_WORDS), space_prefix=True)
 
 
@@ -45,29 +47,29 @@ class World:
     """Everything one answer needs; fresh backends each time they are asked for."""
 
     request: GenerateRequest
-    base: Callable[[], FakeBackend]
-    nudging: Callable[[], FakeBackend]
+    base: Callable[..., FakeBackend]
+    nudging: Callable[..., FakeBackend]
     base_prompt: Prompt
     nudging_prompt: Prompt
     seed: int = 1
 
+    def sessions(self, **options: Any) -> tuple[Session, Session]:
+        """Fresh sessions on fresh backends; options go to both backends."""
+        return Session(self.base(**options)), Session(self.nudging(**options))
+
     def decoder(
-        self,
-        base: FakeBackend | None = None,
-        nudging: FakeBackend | None = None,
-        sessions: tuple[Session, Session] | None = None,
-        is_cancelled: Callable[[], bool] = lambda: False,
+        self, sessions: tuple[Session, Session] | None = None, is_cancelled: Callable[[], bool] = lambda: False
     ) -> Decoder:
-        if sessions is None:
-            sessions = Session(base or self.base()), Session(nudging or self.nudging())
+        prompts = (self.base_prompt, self.nudging_prompt)
         writers = [
             Writer(role, session._backend, session, prompt, self.request.sampling, self.seed)
-            for role, session, prompt in (
-                (Role.BASE, sessions[0], self.base_prompt),
-                (Role.NUDGING, sessions[1], self.nudging_prompt),
-            )
+            for role, session, prompt in zip(Role, sessions or self.sessions(), prompts, strict=True)
         ]
-        return Decoder(*writers, self.request, clock=lambda: 0.0, is_cancelled=is_cancelled)
+        return Decoder(*writers, self.request, seed=self.seed, clock=lambda: 0.0, is_cancelled=is_cancelled)
+
+    def answer(self, **options: Any) -> Answer:
+        """The decoder's answer on fresh backends."""
+        return decoded(list(self.decoder(self.sessions(**options)).run()))
 
     def reference(self) -> Reference:
         return Reference(
@@ -111,9 +113,7 @@ def random_scorer(rng: random.Random, vocabulary: ToyVocabulary) -> Scorer:
     """Hashed scores; some worlds forget most of the past, which makes them repeat themselves."""
     scorer = hashed_scores(vocabulary, rng.getrandbits(32), eog_rate=rng.choice([0.0, 0.02, 0.1]), sure=rng.random())
     memory = rng.choice([None, None, 1, 2, 4])
-    if memory is None:
-        return scorer
-    return lambda ids: scorer(ids[-memory:])
+    return scorer if memory is None else lambda ids: scorer(ids[-memory:])
 
 
 def random_world(number: int, **fixed: Any) -> World:
@@ -145,8 +145,14 @@ def random_world(number: int, **fixed: Any) -> World:
     nudging_prompt = Prompt(head=head, tail=rng.choice([b"", b"a\n", b"[/I] "]), end_strings=())
     return World(
         build_request("hi", **settings),
-        lambda: FakeBackend(base_vocabulary, base_scorer, name="base", n_ctx=contexts[0], n_batch=batches[0]),
-        lambda: FakeBackend(nudging_vocabulary, nudging_scorer, name="nudging", n_ctx=contexts[1], n_batch=batches[1]),
+        lambda **options: FakeBackend(
+            base_vocabulary, base_scorer, **{"name": "base", "n_ctx": contexts[0], "n_batch": batches[0], **options}
+        ),
+        lambda **options: FakeBackend(
+            nudging_vocabulary,
+            nudging_scorer,
+            **{"name": "nudging", "n_ctx": contexts[1], "n_batch": batches[1], **options},
+        ),
         base_prompt,
         nudging_prompt,
         seed=number,

@@ -77,9 +77,11 @@ class Decoder:
         nudging: Writer,
         request: GenerateRequest,
         *,
+        seed: int,
         clock: Callable[[], float],
         is_cancelled: Callable[[], bool],
     ) -> None:
+        self._seed = seed
         self._base = base
         self._nudging = nudging
         self._params = request.nudge
@@ -95,29 +97,27 @@ class Decoder:
         self.usage = Usage()
 
     def run(self) -> Iterator[Event]:
-        """Yield the events of the answer; the last one is Finished.
-
-        Raises ContextOverflowError before the first event, EngineError at any time.
-        """
+        """Yield the events of the answer; the last one is Finished. Raises EngineError."""
         self._started = self._clock()
-        self._begin()
+        for writer in self._asked():
+            self.usage.of(writer.role).n_prompt = writer.n_prompt
+            writer.begin(self.usage.of(writer.role), self._is_cancelled)
         try:
             end: End = yield from self._answer()
         except Cancelled:
             end = End(FinishReason.CANCELLED, FinishDetail.CANCELLED)
         yield from self._counted(self._transcript.flush())
         self.usage.total_s = self._clock() - self._started
-        yield Finished(end.reason, end.detail, self.usage, self._transcript.stop_string)
+        yield Finished(end.reason, end.detail, self.usage, self._seed, self._transcript.stop_string)
 
-    def _begin(self) -> None:
-        for writer in (self._base, self._nudging):
-            if self._policy.solo not in (None, writer.role):
-                continue
-            n_prompt, n_ctx = writer.n_prompt, writer.n_ctx
-            if n_prompt >= n_ctx:
-                raise ContextOverflowError(writer.role.value, n_prompt, n_ctx)
-            self.usage.of(writer.role).n_prompt = n_prompt
-            writer.begin(self.usage.of(writer.role), self._is_cancelled)
+    def check(self) -> None:
+        """Raise ContextOverflowError if the prompt leaves a model no room for one token."""
+        for writer in self._asked():
+            if writer.n_prompt >= writer.n_ctx:
+                raise ContextOverflowError(writer.role.value, writer.n_prompt, writer.n_ctx)
+
+    def _asked(self) -> list[Writer]:
+        return [w for w in (self._base, self._nudging) if self._policy.solo in (None, w.role)]
 
     def _answer(self) -> Generator[Event, None, End]:
         if self._max_tokens == 0:

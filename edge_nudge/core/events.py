@@ -144,6 +144,7 @@ class Finished:
     reason: FinishReason
     detail: FinishDetail
     usage: Usage
+    seed: int  # of the random numbers, drawn or given; greedy answers do not depend on it
     stop_string: str | None = None  # the one that matched
 
 

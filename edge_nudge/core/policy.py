@@ -92,8 +92,13 @@ class Solo:
 
 
 def make_policy(params: NudgeParams) -> NudgePolicy:
-    """Return the policy that the settings name."""
+    """Return the policy that the settings name.
+
+    A gamma above 1 is a threshold that no probability reaches: the nudging model alone, the base model unasked.
+    """
     gamma = params.threshold
+    if params.rule in (Rule.TOP_PROB, Rule.MARGIN) and gamma > 1.0:
+        return Solo(Role.NUDGING)
     match params.rule:
         case Rule.TOP_PROB:
             return TopProb(gamma)

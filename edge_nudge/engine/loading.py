@@ -1,0 +1,125 @@
+"""Opening a model file on llama.cpp: parameters, refusals, and errors a user can read.
+
+Owns the native handles of one model until they are freed. Never tokenizes and never evaluates.
+
+1. A number that cannot be is an InputError before anything native happens.
+2. A file that does not load, or loads as another kind of model, is a ModelFileError with the library's reason.
+3. Flash attention and a full sliding window are on: rewinds and batches stay close to exact.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from edge_nudge.engine import native
+from edge_nudge.errors import EngineError, InputError, ModelFileError
+
+_MOST_THREADS = 512  # GGML_MAX_N_THREADS
+_MOST_TOKENS = 1 << 24
+_UBATCH = 512  # tokens computed at once; more costs memory and is hardly faster
+_NO_FLASH_ATTENTION = ("Flash Attention not supported", "flash_attn is not compatible")
+
+
+class Handles:
+    """The native objects of one backend, apart from it so that they can be freed when it is gone."""
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.context: Any = None
+
+    def free(self) -> None:
+        context, self.context = self.context, None
+        model, self.model = self.model, None
+        if context:
+            llama_cpp.llama_free(context)
+        if model:
+            llama_cpp.llama_model_free(model)
+
+
+def check_numbers(n_ctx: int, n_batch: int, n_threads: int) -> None:
+    """Raise InputError for a size that no model can have."""
+    numbers = {"context size": n_ctx, "batch size": n_batch, "number of threads": n_threads}
+    for what, number in numbers.items():
+        most = _MOST_THREADS if what == "number of threads" else _MOST_TOKENS
+        if not 1 <= number <= most:
+            raise InputError(f"a {what} of {number} is not possible: use 1 to {most}")
+
+
+def load_model(path: Path, n_gpu_layers: int, vocab_only: bool) -> Any:
+    """Return the native model; -1 layers are all layers."""
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file")
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers, params.vocab_only = n_gpu_layers, vocab_only
+    params.use_extra_bufts = native.can_repack()
+    mark = native.relay.mark()
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelFileError(f"{path}: llama.cpp cannot load this file: {native.relay.reason(mark)}")
+    return model
+
+
+def refuse_other_kinds(model: Any, name: str) -> None:
+    """Raise ModelFileError for a model that does not write text from left to right."""
+    encoder, decoder = llama_cpp.llama_model_has_encoder(model), llama_cpp.llama_model_has_decoder(model)
+    kind = None
+    if encoder and decoder:
+        kind = "an encoder-decoder model"
+    elif not decoder:
+        kind = "an encoder"
+    elif llama_cpp.llama_model_is_diffusion(model):
+        kind = "a diffusion model"
+    elif metadata(model, f"{metadata(model, 'general.architecture')}.pooling_type") not in (None, "0"):
+        kind = "an embedding model"
+    if kind:
+        raise ModelFileError(f"{name} is {kind}: only decoders that write text from left to right can be used")
+
+
+def make_context(
+    model: Any, name: str, *, n_ctx: int, n_batch: int, n_threads: int, on_gpu: bool
+) -> tuple[Any, Any, bool]:
+    """Return the native context, its memory, and whether flash attention is on."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, min(n_batch, _UBATCH)
+    params.n_seq_max = 1
+    params.n_threads = params.n_threads_batch = n_threads
+    # On the CPU every head size works. On a GPU only AUTO looks whether the device can; ENABLED would
+    # silently compute attention on the CPU, layer by layer.
+    auto, enabled = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.flash_attn_type = auto if on_gpu else enabled
+    params.swa_full = True  # without it a rewind silently loses a part of the window
+    params.no_perf = True
+    mark = native.relay.mark()
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        raise EngineError(
+            f"{name}: no context of {n_ctx} tokens could be made ({native.relay.reason(mark)}): "
+            f"a smaller --ctx-size needs less memory"
+        )
+    memory = llama_cpp.llama_get_memory(context)
+    if not memory or not llama_cpp.llama_get_causal_attn(context):
+        llama_cpp.llama_free(context)
+        raise ModelFileError(f"{name} is not a causal language model: it cannot write text")
+    flash_attention = not any(text in line for _, line in native.relay.since(mark) for text in _NO_FLASH_ATTENTION)
+    if not flash_attention:
+        native.log.info("%s: no flash attention: a batch may differ from single steps", name)
+    return context, memory, flash_attention
+
+
+def metadata(model: Any, key: str) -> str | None:
+    """Return one value of the file's metadata as text, None where there is none."""
+    size = 256
+    for _ in range(2):
+        buffer = ctypes.create_string_buffer(size)
+        n_bytes = llama_cpp.llama_model_meta_val_str(model, key.encode(), buffer, size)
+        if n_bytes < 0:
+            return None
+        if n_bytes < size:
+            return buffer.raw[:n_bytes].decode("utf-8", "replace")
+        size = n_bytes + 1
+    return None

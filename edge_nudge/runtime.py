@@ -1,0 +1,261 @@
+"""A pair of models, open and ready: the Python API.
+
+Owns both models and their caches from open to close. Never prints; what a user should know is in `Pair.notes`.
+
+1. One answer at a time: starting another one closes the one before.
+2. Whatever ends an answer (its end, a cancel, an error, a closed stream), the next request finds both caches true.
+3. Nothing is loaded before both files have been checked; if the second model fails to load, the first is freed.
+4. Not thread-safe, but for `Answer.cancel`, which any thread or signal handler may call.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edge_nudge.core.decoder import Decoder
+from edge_nudge.core.events import Event, Role
+from edge_nudge.core.prompt import Prompt, encode_prompt
+from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
+from edge_nudge.core.session import Session
+from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
+from edge_nudge.core.writer import Writer
+from edge_nudge.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_nudge.core.backend import Backend
+
+DEFAULT_CTX_SIZE = 4096
+DEFAULT_BASE_FORMAT = "qa"
+
+
+@dataclass(frozen=True, slots=True)
+class PairSpec:
+    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold."""
+
+    base: Path
+    nudging: Path
+    name: str | None = None
+    gamma: float | None = None
+    base_prompt_format: str = DEFAULT_BASE_FORMAT
+    chat_template: str | None = None  # None: the nudging model's own
+
+
+class Answer(Iterator[Event]):
+    """The events of one answer. `cancel` ends it with Finished("cancelled"); `close` drops it at once."""
+
+    def __init__(self, events: Iterator[Event], cancel: Callable[[], None]) -> None:
+        self._events = events
+        self.cancel = cancel
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        close = getattr(self._events, "close", None)
+        if close is not None:
+            close()
+
+
+class Pair:
+    """Two loaded models. Close it, or use it in a with statement.
+
+    `notes` are sentences a user should see once: what runs on a GPU and why, and on how many threads;
+    `defects` are what a tokenizer loses, by role: rare bytes that reach that model's eyes changed or not at all.
+    """
+
+    def __init__(
+        self,
+        base: Backend,
+        nudging: Backend,
+        spec: PairSpec,
+        *,
+        notes: Sequence[str] = (),
+        defects: Mapping[Role, str] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.notes = tuple(notes)
+        self.defects = dict(defects or {})
+        self.base, self.nudging = base, nudging
+        self._format: BaseFormat = base_format(spec.base_prompt_format)
+        self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
+        self._sessions = {Role.BASE: Session(base), Role.NUDGING: Session(nudging)}
+        self._answer: Answer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pair {self.spec.name or 'custom'}: {self.base!r}, {self.nudging!r}>"
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free both models; closing twice is allowed."""
+        if self._answer is not None:
+            self._answer.close()
+        self.base.close()
+        self.nudging.close()
+
+    def stream(self, messages: str | Sequence[Mapping[str, Any] | Message], **settings: Any) -> Answer:
+        """Answer a conversation (or one user text); iterate the result for its events.
+
+        Settings are the fields of GenerateRequest, SamplingParams and NudgeParams: gamma=0.4, max_tokens=200,
+        temp=0.8, seed=1, stop=["###"], rule="margin", ...
+        Raises InputError (a setting), TemplateError (the conversation), ContextOverflowError (its length) at
+        once; EngineError while iterating.
+        """
+        return self.answer(build_request(messages, **settings))
+
+    def answer(self, request: GenerateRequest) -> Answer:
+        """Answer a validated request; see `stream`."""
+        if request.nudge.gamma is None and request.nudge.rule is Rule.TOP_PROB and self.spec.gamma is not None:
+            nudge = request.nudge.model_copy(update={"gamma": self.spec.gamma})
+            request = request.model_copy(update={"nudge": nudge})
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        now = datetime.now().astimezone()
+        if self._answer is not None:
+            self._answer.close()
+        is_cancelled = False
+
+        def cancel() -> None:
+            nonlocal is_cancelled
+            is_cancelled = True
+
+        decoder = Decoder(
+            self._writer(Role.BASE, self.base, self.base_prompt(request, now), request, seed),
+            self._writer(Role.NUDGING, self.nudging, self.nudging_prompt(request, now), request, seed),
+            request,
+            seed=seed,
+            clock=time.perf_counter,
+            is_cancelled=lambda: is_cancelled,
+        )
+        decoder.check()
+        self._answer = Answer(decoder.run(), cancel)
+        return self._answer
+
+    def base_prompt(self, request: GenerateRequest, now: datetime) -> Prompt:
+        """Return the base model's prompt: plain text in the pair's format."""
+        spans = render_base(self._format, request.messages, now)
+        return encode_prompt(self.base, spans, self._format.end_strings)
+
+    def nudging_prompt(self, request: GenerateRequest, now: datetime) -> Prompt:
+        """Return the nudging model's prompt: its chat template around the conversation."""
+        info = self.nudging.info
+        bos = "" if info.bos is None else self.nudging.spelling(info.bos)
+        eos = "" if info.eos is None else self.nudging.spelling(info.eos)
+        return encode_prompt(self.nudging, render_chat(self._template, request.messages, bos=bos, eos=eos, now=now))
+
+    def _writer(self, role: Role, backend: Backend, prompt: Prompt, request: GenerateRequest, seed: int) -> Writer:
+        return Writer(role, backend, self._sessions[role], prompt, request.sampling, seed)
+
+
+def find_pair(
+    pair: str | None = None,
+    *,
+    base: str | Path | None = None,
+    nudging: str | Path | None = None,
+    base_prompt_format: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> PairSpec:
+    """Return the files of a named pair (default: the demo pair), or of two paths.
+
+    A named pair that is not there yet is fetched, after telling `say`. Raises InputError, FetchError.
+    """
+    if (base is None) != (nudging is None):
+        missing = "--base FILE" if base is None else "--nudge FILE"
+        raise InputError(f"two models make a pair: {missing} is missing")
+    if base is not None and nudging is not None:
+        if pair is not None:
+            raise InputError(f"give either a pair name ({pair}) or two files, not both")
+        return PairSpec(Path(base), Path(nudging), base_prompt_format=base_prompt_format or DEFAULT_BASE_FORMAT)
+    from edge_nudge.catalog.manifest import load_manifest
+    from edge_nudge.catalog.store import ensure_pair
+
+    manifest = load_manifest(pair or "demo")
+    files = ensure_pair(manifest, say=say or (lambda line: None))
+    return PairSpec(
+        files.base,
+        files.nudging,
+        manifest.name,
+        manifest.gamma,
+        base_prompt_format or manifest.base.prompt_format,
+        manifest.nudging.chat_template,
+    )
+
+
+def open_pair(
+    pair: str | None = None,
+    *,
+    base: str | Path | None = None,
+    nudging: str | Path | None = None,
+    ctx_size: int = DEFAULT_CTX_SIZE,
+    threads: int | None = None,
+    base_gpu_layers: int | None = None,
+    nudge_gpu_layers: int | None = None,
+    base_prompt_format: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Pair:
+    """Load a named pair (default: the demo pair, fetched on first use) or two GGUF files.
+
+    `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
+    the affinity mask and cgroup quota; `*_gpu_layers` None: all layers if the build and the machine have a GPU.
+    Raises InputError, FetchError, ModelFileError, EngineError.
+    """
+    spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
+    return load_pair(
+        spec, ctx_size=ctx_size, threads=threads, base_gpu_layers=base_gpu_layers, nudge_gpu_layers=nudge_gpu_layers
+    )
+
+
+def load_pair(
+    spec: PairSpec,
+    *,
+    ctx_size: int = DEFAULT_CTX_SIZE,
+    threads: int | None = None,
+    base_gpu_layers: int | None = None,
+    nudge_gpu_layers: int | None = None,
+) -> Pair:
+    """Check and load the two files of a pair; see open_pair."""
+    for name, value in (("ctx_size", ctx_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
+    base_format(spec.base_prompt_format)
+    from edge_nudge.engine.gguf import check_model_file
+    from edge_nudge.engine.machine import default_threads
+
+    headers = [check_model_file(spec.base, role="base"), check_model_file(spec.nudging, role="nudging")]
+    from edge_nudge.engine.llama import LlamaBackend
+
+    choice = default_threads()
+    n_threads = threads or choice.n_threads
+    base = LlamaBackend(headers[0].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=base_gpu_layers)
+    try:
+        nudging = LlamaBackend(headers[1].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=nudge_gpu_layers)
+        try:
+            if base.offload == nudging.offload:
+                notes = [f"both models: {base.offload}"]
+            else:
+                notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
+            notes.append(f"threads: {n_threads} ({'as asked for' if threads else choice.reason})")
+            defects = {
+                role: backend.defect
+                for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
+                if backend.defect is not None
+            }
+            return Pair(base, nudging, spec, notes=notes, defects=defects)
+        except BaseException:
+            nudging.close()
+            raise
+    except BaseException:
+        base.close()
+        raise
