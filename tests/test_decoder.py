@@ -184,7 +184,7 @@ def test_gamma_above_one_is_the_nudging_model_alone() -> None:
 
 
 def test_two_copies_of_one_model_give_its_text() -> None:
-    # no token reaches over a word's end: there the base model is asked at a place that a token of the model alone passes
+    # no token reaches over the end of a word: there the base model is asked where the model alone never is
     vocabulary = ToyVocabulary((" the", " cat", "ing", " a", "ab", "abc", " un", "é", "\n\n"))
     n_mixed = 0
     for seed in range(40):
@@ -192,7 +192,9 @@ def test_two_copies_of_one_model_give_its_text() -> None:
 
         def by_text(ids: tuple[int, ...], by_ids: Scorer = by_ids) -> object:
             text = b"".join(vocabulary.pieces[i] for i in ids)
-            return by_ids(tuple(text))
+            return by_ids(
+                tuple(text.removeprefix(b"Q\n").lstrip(b" "))
+            )  # blanks in front of an answer are the writer's own
 
         prompt = Prompt((0,), b"Q\n", ())
         settings = {"max_tokens": 40, "loop_guard": False, "end_prob": 0.3}
@@ -316,11 +318,7 @@ def test_the_base_models_own_turn_marker_ends_its_turn_unseen() -> None:
     )
     nudging = scripted_scores(
         TEXT,
-        lambda seen: (
-            {b"": ("The", 0.9), b"The": (" cat", 0.9), b"The cat": (" sat", 0.9)}.get(seen, ("<eos>", 0.6))
-            if not seen.endswith(b" sat")
-            else (" on", 0.4)
-        ),
+        lambda seen: {b"": ("The", 0.9), b"The": (" cat", 0.9), b"The cat": (" sat", 0.9)}.get(seen, (" on", 0.6)),
         runner_up="The",
     )
 
@@ -330,7 +328,7 @@ def test_the_base_models_own_turn_marker_ends_its_turn_unseen() -> None:
         return row
 
     answer = scripted(base, may_end, end_strings=(b"\n\nUs",), end_prob=0.2).answer()  # type: ignore[arg-type]
-    assert (answer.text, answer.detail) == ("The cat sat", "restart_guard")
+    assert (answer.text, answer.detail) == ("The cat sat", "restart_guard"), answer
 
 
 def test_the_restart_guard_asks_the_nudging_model() -> None:

@@ -109,10 +109,14 @@ def test_every_scalar_type_and_both_versions_are_read(tmp_path: Path) -> None:
 
 def test_long_strings_are_cut_and_a_chat_template_is_not(tmp_path: Path) -> None:
     template = "é" * 100_000
-    more = {"general__license": (STRING, "é" * 5000), "tokenizer__chat_template": (STRING, template), "last": (U8, 7)}
+    more = {
+        "general__license": (STRING, "x" + "é" * 5000),
+        "tokenizer__chat_template": (STRING, template),
+        "last": (U8, 7),
+    }
     header = check_model_file(put(tmp_path, raw_header(text_model(**more))), role="base")
     assert header.metadata["tokenizer.chat_template"] == template
-    assert header.metadata["general.license"] == "é" * 2048
+    assert header.metadata["general.license"] == "x" + "é" * 2047
     assert header.metadata["last"] == 7
     message = refusal(put(tmp_path, raw_header(text_model(tokenizer__chat_template=(STRING, "x" * (1 << 20 | 1))))))
     assert "has a chat template of 1048577 bytes, at most 1048576 are read" in message
@@ -319,6 +323,7 @@ def test_architectures_that_cannot_write_text(tmp_path: Path, arch: str, said: s
         ("qwen3.block_count", (U32, 0), "says it has 0 layers, 1 to 512 are possible"),
         ("qwen3.block_count", (U32, 513), "says it has 513 layers"),
         ("qwen3.context_length", (U32, 0), 'names no "qwen3.context_length"'),
+        ("qwen3.context_length", (BOOL, 1), 'names no "qwen3.context_length"'),
         ("qwen3.context_length", (STRING, "4096"), 'names no "qwen3.context_length"'),
     ],
 )

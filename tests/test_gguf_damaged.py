@@ -131,12 +131,12 @@ def test_crafted_headers_are_refused_with_a_reason(tmp_path: Path, name: str) ->
     raw, said = _CRAFTED[name]
     path = put(tmp_path, raw)
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     message = refusal(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert said in message
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert peak < 5_000_000
 
 

@@ -85,7 +85,7 @@ def test_two_cpus_of_quota_on_a_host_of_32(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("quota", "n"),
     [
-        ("250000 100000", 2),
+        ("290000 100000", 2),
         ("50000 100000", 1),
         ("1 100000", 1),
         ("max 100000", 8),

@@ -80,7 +80,7 @@ def test_there_are_no_other_templates(source: str) -> None:
 
 ENDLESS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% for i in range(99999) if range(9) | sum < 0 %}{% endfor %}",
+    "{% for i in range(99999) if i < 0 %}{% endfor %}",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(50) }}",
     "{% for x in [1, 2] recursive %}{% if loop.depth < 60 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
     "{% set x %}{% for i in range(99999) %}{% endfor %}{% endset %}{{ x }}",
@@ -175,8 +175,8 @@ def test_a_limit_is_per_rendering() -> None:
 
 def test_a_long_conversation_stays_within_the_limits() -> None:
     source = "{% for m in messages %}{% if loop.index == messages | length %}{{ m.content }}{% endif %}{% endfor %}"
-    messages = [{"role": "user", "content": "x" * 1000} for _ in range(2000)]
-    assert Program(source, Limits(seconds=30.0)).run({"messages": messages}) == "x" * 1000
+    messages = [{"role": "user", "content": "x" * 1000} for _ in range(4000)]
+    assert Program(source).run({"messages": messages}) == "x" * 1000
 
 
 @pytest.mark.parametrize(

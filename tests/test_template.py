@@ -181,6 +181,11 @@ def test_what_is_refused_in_every_form_is_an_error_in_the_templates_words() -> N
             text(STRICT, *turns)
 
 
+def test_the_error_is_about_the_merged_form() -> None:
+    with pytest.raises(TemplateError, match="refuses the messages: 1 turns"):
+        text("{{ raise_exception(messages | length ~ ' turns') }}", ("system", "s"), ("user", "a"), ("user", "b"))
+
+
 def test_a_dropped_message_is_an_error() -> None:
     last_only = "{{ messages[-1].content }}"
     with pytest.raises(TemplateError, match=r"drops the text of message 1 \(user\)"):

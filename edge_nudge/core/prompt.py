@@ -12,6 +12,7 @@ Owns the seam between template text and user text. Never renders a template and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -144,7 +145,7 @@ class _Encoder:
             first, *others = pieces
             ids = [self._backend.tokenize(first.encode()), *map(self._unprefixed, others)]
             wrong = {self._backend.spelling(token) for piece_ids in ids for token in piece_ids if self._is_wrong(token)}
-            places = {place + 1 for spelling in wrong for place in _occurrences(text, spelling)}
+            places = {match.start() + 1 for spelling in wrong for match in re.finditer(re.escape(spelling), text)}
             if not places:
                 return list(zip(pieces, ids, strict=True))
             if places <= cuts:
@@ -166,7 +167,7 @@ class _Encoder:
             return self._backend.tokenize(text.encode())
         for anchor in _ANCHORS:
             ids = self._backend.tokenize((anchor + text).encode())
-            start = next((n for n in range(len(ids)) if self._pieces(ids[:n]) == b" " + anchor.encode()), None)
+            start = next((n for n in range(len(ids) + 1) if self._pieces(ids[:n]) == b" " + anchor.encode()), None)
             if start is not None:
                 return ids[start:]
         raise self._inseparable(text)
@@ -179,11 +180,3 @@ class _Encoder:
 
     def _pieces(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self._backend.piece, ids))
-
-
-def _occurrences(text: str, spelling: str) -> Iterable[int]:
-    """Return where a spelling starts, overlapping ones too."""
-    at = text.find(spelling)
-    while at >= 0:
-        yield at
-        at = text.find(spelling, at + 1)

@@ -108,7 +108,8 @@ class Sampler:
     def _survivors(self, scores: Scores, top: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Apply top-k, top-p and min-p in this order to the plain softmax, then the temperature."""
         params = self._params
-        if 0 < params.top_k < len(scores):
+        cuts_to_k = 0 < params.top_k < len(scores)
+        if cuts_to_k:
             ids = np.argpartition(scores, -params.top_k)[-params.top_k :]
         elif params.min_p > 0.0:
             ids = np.flatnonzero(scores >= scores[top] + math.log(params.min_p))
@@ -120,7 +121,7 @@ class Sampler:
         if params.top_p < 1.0:
             # without top-k the sum runs over the whole row, so that a share is a share of everything
             weights = np.exp(logs)
-            everything = weights.sum() if params.top_k else np.exp(scores.astype(np.float64) - scores[top]).sum()
+            everything = weights.sum() if cuts_to_k else np.exp(scores.astype(np.float64) - scores[top]).sum()
             n_keep = int(np.searchsorted(np.cumsum(weights), params.top_p * everything)) + 1
         if params.min_p > 0.0:
             n_keep = min(n_keep, int(np.searchsorted(-logs, -math.log(params.min_p), side="right")))

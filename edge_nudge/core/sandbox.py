@@ -324,6 +324,7 @@ def _checked_parts(separator: str, values: Iterable[Any]) -> list[Any]:
 def _finalize(context: Context, value: Any) -> str:
     """Turn an output into text. Asks for the context so that Jinja cannot run it when compiling."""
     meter = _METER.get()
+    meter.check(value)
     text: str = meter.take(value if isinstance(value, str) else str(value))
     return text
 

@@ -44,6 +44,8 @@ _RAW_PIECE = re.compile(
     re.IGNORECASE,
 )
 
+_DIGITS = re.compile(r"([0-9]+)")
+
 _EMBEDDING = "is an embedding model"
 _DRAFT_HEAD = "is the draft head of another model"
 _KINDS = {
@@ -87,7 +89,7 @@ class GgufHeader:
 def check_model_file(path: Path, *, role: str) -> GgufHeader:
     """Return the header of a whole model that can write text.
 
-    `role` ("base", "nudging" or "") begins the message. Costs 0.1 us per vocabulary entry, 0.07 s for Gemma-3.
+    `role` ("base", "nudging" or "") begins the message. Costs 0.1 us per vocabulary entry, 0.06 s for Gemma-3.
     Raises ModelFileError.
     """
     header = read_model_file(path, role=role)
@@ -192,7 +194,8 @@ def _problem(path: Path) -> str | None:
     except OSError as error:
         if os.path.islink(path):
             target = visible(os.readlink(path))
-            return f'is a link to "{target}", which cannot be reached ({error.strerror or error}); fetch the file again'
+            reason = error.strerror or error
+            return f'is a link to "{target}", which cannot be reached ({reason}); mend the link or fetch the file again'
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return _missing(path)
         return f"cannot be reached: {error.strerror or error}; check the path and its permissions"
@@ -213,14 +216,21 @@ def _missing(path: Path) -> str:
     near = [folded] if folded in by_folded else difflib.get_close_matches(folded, by_folded, 3, 0.7)
     near = near or [name for name in by_folded if len(folded) > 2 and name.startswith(folded)][:3]
     hint = f"did you mean {_listed(by_folded[name] for name in near)}" if near else "check the path"
-    looked = "" if path.is_absolute() else f" in {quoted(Path.cwd())}"
-    return f"does not exist{looked}; {hint}"
+    return f"does not exist{_looked_in(path)}; {hint}"
+
+
+def _looked_in(path: Path) -> str:
+    try:
+        return "" if path.is_absolute() else f" in {quoted(Path.cwd())}"
+    except OSError:  # the working folder itself is gone
+        return ""
 
 
 def _raw_piece(path: Path) -> str:
     match = _RAW_PIECE.fullmatch(path.name)
     whole = (match and (match["whole"] or match["stem"])) or path.name
-    pieces = sorted(name for name in _names(path.parent) if name.startswith(whole) and _RAW_PIECE.fullmatch(name))
+    names = (name for name in _names(path.parent) if name.startswith(whole) and _RAW_PIECE.fullmatch(name))
+    pieces = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in _DIGITS.split(name)])
     return (
         f"is a piece of a file that was cut by size; join the pieces in order ({_listed(pieces)}) "
         f'into one file, such as "{visible(whole)}", and give that'

@@ -336,7 +336,7 @@ def _tensor_bytes(window: _Window, name: bytes, type_of: Callable[[int], tuple[s
     if row % block:
         raise _damaged(f"tensor {_shown(name)} has rows of {row} values, {type_name} needs a multiple of {block}")
     n_bytes = n_values // block * block_bytes
-    if n_values > _MAX_I64 or n_bytes > _MAX_I64:
+    if n_bytes > _MAX_I64:
         raise _damaged(f"tensor {_shown(name)} has {n_values} values, more than any machine can address")
     return n_bytes
 

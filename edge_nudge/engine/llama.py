@@ -169,8 +169,13 @@ class LlamaBackend:
 
     @property
     def defect(self) -> str | None:
-        """Say where this model's tokenizer loses text, None where it never does; a millisecond."""
+        """Say where this model's tokenizer loses text, None where it never does; a millisecond, then kept."""
         return self._vocabulary.defect
+
+    @property
+    def lost_bytes(self) -> frozenset[int]:
+        """The bytes of UTF-8 this model cannot read: they vanish from its ids, and from nothing else."""
+        return self._vocabulary.lost_bytes
 
     def token_table_hash(self) -> str:
         """Return a hash that two models share only if they tokenize alike; up to half a second, then kept."""

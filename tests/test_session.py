@@ -1,0 +1,159 @@
+"""Session against a strict fake that may refuse: whatever happens, the cache is the ids and scores are fresh."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from edge_nudge.core.events import Cause, ModelUsage
+from edge_nudge.core.session import Cancelled, Session, SyncCost, common_prefix
+from edge_nudge.errors import EngineError
+from edge_nudge.testing import FakeBackend, ToyVocabulary, hashed_scores
+
+VOCABULARY = ToyVocabulary((" the", "ab"))
+SCORER = hashed_scores(VOCABULARY, 1)
+IDS = st.lists(st.integers(4, 9), min_size=1, max_size=24)
+
+
+def make(**options: object) -> Session:
+    return Session(FakeBackend(VOCABULARY, SCORER, **options))  # type: ignore[arg-type]
+
+
+def backend_of(session: Session) -> FakeBackend:
+    assert isinstance(session._backend, FakeBackend)
+    return session._backend
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Random syncs, advances, cancels, failures and interrupts on a backend of any temper."""
+
+    @initialize(
+        can_rewind=st.booleans(),
+        refuses=st.sets(st.integers(0, 24)),
+        n_batch=st.sampled_from([1, 3, 512]),
+        fails_at=st.sets(st.integers(0, 40), max_size=3),
+    )
+    def start(self, can_rewind: bool, refuses: set[int], n_batch: int, fails_at: set[int]) -> None:
+        self.session = make(
+            can_rewind=can_rewind,
+            n_batch=n_batch,
+            refuse=lambda n_keep: n_keep in refuses,
+            fail=lambda call: call % 2 if call in fails_at else None,
+        )
+        self.expected: list[int] = []
+        self.is_cancelled = False
+        self.usage = ModelUsage()
+        self.session.begin(3, self.usage, lambda: self.is_cancelled)
+
+    @rule(ids=IDS)
+    def sync(self, ids: list[int]) -> None:
+        before = list(self.session.ids) if backend_of(self.session).n_cached == len(self.session) else []
+        try:
+            cost = self.session.sync(ids)
+        except EngineError:
+            assert ids[: len(self.session)] == list(self.session.ids)
+            self.expected = list(self.session.ids)
+            return
+        assert self.session.ids == tuple(ids)
+        assert cost.reused + cost.evaluated == len(ids)
+        assert cost.reused <= common_prefix(before, ids)
+        assert cost.dropped == len(before) - min(cost.reused, len(before))
+        self.check_scores(ids)
+        self.expected = ids
+
+    @rule(n_shared=st.integers(0, 24), tail=IDS)
+    def sync_to_a_related_text(self, n_shared: int, tail: list[int]) -> None:
+        self.sync([*self.expected[:n_shared], *tail])
+
+    @rule(token=st.integers(4, 9))
+    def advance(self, token: int) -> None:
+        if not self.expected:
+            return
+        try:
+            self.session.advance(token)
+        except EngineError:
+            self.expected = list(self.session.ids)
+            return
+        self.expected = [*self.expected, token]
+        self.check_scores(self.expected)
+
+    @rule(ids=IDS)
+    def cancelled_sync(self, ids: list[int]) -> None:
+        self.is_cancelled = True
+        try:
+            self.session.sync(ids)
+        except Cancelled:
+            assert ids[: len(self.session)] == list(self.session.ids)
+        except EngineError:
+            pass
+        self.is_cancelled = False
+        self.expected = list(self.session.ids)
+
+    @rule()
+    def interrupt_between_engine_and_session(self) -> None:
+        """A signal arrives after the native call and before the session has noted it."""
+        backend = backend_of(self.session)
+        self.session._row = None  # as before every native call
+        with suppress(EngineError):
+            backend.evaluate([5])
+        self.sync([4, 5, 6])
+
+    @invariant()
+    def the_cache_is_the_ids(self) -> None:
+        if hasattr(self, "session"):
+            assert backend_of(self.session).cached_ids == self.session.ids
+            assert list(self.session.ids) == self.expected
+
+    def check_scores(self, ids: list[int]) -> None:
+        np.testing.assert_array_equal(self.session.scores, SCORER(tuple(ids)))
+
+
+TestSessionMachine = SessionMachine.TestCase
+TestSessionMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_a_full_hit_evaluates_the_last_token_again_only_if_its_scores_are_gone() -> None:
+    session = make()
+    assert session.sync([4, 5, 6]) == SyncCost(0, 0, 3)
+    assert session.sync([4, 5, 6]) == SyncCost(3, 0, 0)
+    session.advance(7)
+    assert session.sync([4, 5, 6]) == SyncCost(2, 2, 1)
+
+
+def test_causes_add_up() -> None:
+    session = make()
+    usage = ModelUsage()
+    session.begin(3, usage)
+    session.sync([4, 5, 6, 7, 8])  # prompt of 3, two words of the other model
+    session.advance(9)
+    session.sync([4, 5, 6, 7, 5, 5, 5])  # from position 4 on: two were there before, one is new
+    assert usage.evaluated == {Cause.PROMPT: 3, Cause.CATCH_UP: 3, Cause.OWN: 1, Cause.REEVALUATED: 2}
+    assert usage.n_evaluated == backend_of(session).n_evaluated
+    assert usage.n_calls == backend_of(session).n_calls == 3
+
+
+def test_a_model_that_cannot_rewind_goes_back_to_a_checkpoint() -> None:
+    session = make(can_rewind=False)
+    session.sync(list(range(4, 14)))
+    cost = session.sync([*range(4, 11), 4, 4, 4])
+    assert cost.reused == 6  # the state before the last four tokens
+    assert cost.evaluated == 4
+
+
+def test_only_the_last_row_is_asked_for() -> None:
+    session = make(n_batch=4)
+    session.sync([5] * 10)
+    assert backend_of(session).n_calls == 3
+    assert backend_of(session).n_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "n"), [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2], 2), ([1, 2], [1, 3, 4], 1)]
+)
+def test_common_prefix(a: list[int], b: list[int], n: int) -> None:
+    assert common_prefix(a, b) == n == common_prefix(b, a)
