@@ -27,9 +27,10 @@ native = pytest.mark.native
 NESTED = "".join("    " * depth + f"if x > {depth}:\n" for depth in range(16)) + "    " * 16 + "return x\n"
 TEXTS = (
     "", " ", "  x", "\nx", "x", "a" * 200, "-" * 80, "#" + "-" * 80, " " * 64 + "X", NESTED, "\r\n\r\n \r\n", "a\0b\0",
-    "e\u0301 n\u0303 \u1e9b\u0323 ﬁ Å ２", "👩\u200d👩\u200d👧 🇩🇪 👍🏽 🏴󠁧󠁢󠁥󠁮󠁧󠁿", "日本語のテキスト、中文，한국어 ภาษาไทย हिन्दी",
-    "العربية עברית", "don't I'LL we've", "  two  blanks \t\ttabs ", "\ufeffbom \u200b\u2028\u3000", "x\u2581y\u2581\u2581 \u2581",
-    "\u2581", "the unbelievable to", "\U0010ffff\ufffd", "1234567890" * 9, "https://example.org/?q=%20#x", "\n" * 40,
+    "e\u0301 n\u0303 \u1e9b\u0323 ﬁ Å ２", "👩\u200d👩\u200d👧 🇩🇪 👍🏽 🏴󠁧󠁢󠁥󠁮󠁧󠁿", "日本語の、中文，한국어 ภาษาไทย हिन्दी",
+    "العربية עברית", "don't I'LL we've", "  two  blanks \t\ttabs ", "\ufeffbom \u200b\u2028\u3000",
+    "x\u2581y\u2581\u2581 \u2581", "\u2581",
+    "the unbelievable to", "\U0010ffff\ufffd", "1234567890" * 9, "https://example.org/?q=%20#x", "\n" * 40,
     "<s></s><unk><pad>", "<0x0A><0xE2>", "[UNK] [PAD] <|im_start|>",
 )  # fmt: skip
 MIXED = st.lists(
@@ -173,12 +174,11 @@ def test_gluing_ids_differs_from_the_whole(open_vocab: Open) -> None:
 @native
 def test_vocabularies_that_tokenize_alike_are_known(open_vocab: Open) -> None:
     """B11: the number of tokens does not tell; the table does."""
+    names = ("llama-spm", "phi-3", "gpt-2", "gpt-neox", "mpt", "qwen2", "qwen35")
+    assert len({open_vocab(name).token_table_hash() for name in names}) == len(names)
+    # The same number of tokens twice; qwen35 even has the table of qwen2 and cuts text in another way before.
     assert open_vocab("mpt").info.n_vocab == open_vocab("gpt-neox").info.n_vocab
-    hashes = {name: open_vocab(name).token_table_hash() for name in ("llama-spm", "phi-3", "gpt-2", "qwen2", "mpt")}
-    assert len(set(hashes.values())) == len(hashes)
-    # Qwen2 and Qwen3.5's vocabulary files: one token table, another pre-tokenizer.
     assert open_vocab("qwen2").info.n_vocab == open_vocab("qwen35").info.n_vocab
-    assert open_vocab("qwen35").token_table_hash() != hashes["qwen2"]
 
 
 @native
@@ -228,11 +228,12 @@ def test_ids_are_those_of_the_reference(open_vocab: Open, vocab_paths: dict[str,
     """The archive's own pairs of texts and ids, made with each model's original tokenizer."""
     backend = open_vocab(name)
     path = vocab_paths[name]
-    texts = path.with_name(path.name + ".inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    expected = path.with_name(path.name + ".out").read_text(encoding="utf-8").splitlines()
-    assert len(texts) == len(expected)
+    *texts, rest = path.with_name(path.name + ".inp").read_bytes().split(b"\n__ggml_vocab_test__\n")
+    expected = path.with_name(path.name + ".out").read_text().splitlines()
+    assert len(texts) > 40
+    assert not rest
     for text, line in zip(texts, expected, strict=True):
-        assert backend.tokenize(text.encode()) == [int(token) for token in line.split()], text
+        assert backend.tokenize(text) == [int(token) for token in line.split()], text
 
 
 def test_only_vocabularies_are_taken_from_an_archive(tmp_path: Path) -> None:

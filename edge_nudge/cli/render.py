@@ -13,15 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from edge_nudge.core.events import FinishDetail, Finished, Piece, Role, Usage
-
-if TYPE_CHECKING:
-    from rich.style import Style
 
 # C0 but tab and newline, DEL, C1; line and paragraph separators; bidi embeddings, overrides and isolates (the
 # "Trojan source" set); zero-width and invisible operators that no script needs; interlinear annotation.
@@ -78,7 +73,7 @@ def _rich_paint(stream: TextIO) -> Callable[[str], str]:
 
     found = Console(file=stream, force_terminal=True, no_color=False).color_system
     system = {"256": ColorSystem.EIGHT_BIT, "truecolor": ColorSystem.TRUECOLOR}.get(found or "", ColorSystem.STANDARD)
-    style: Style = Style.parse(_NUDGING_16 if system is ColorSystem.STANDARD else _NUDGING_256)
+    style = Style.parse(_NUDGING_16 if system is ColorSystem.STANDARD else _NUDGING_256)
     return lambda text: style.render(text, color_system=system)
 
 
@@ -110,36 +105,30 @@ def legend(base: str, nudging: str, painter: Painter) -> str:
     return f"base model {one_line(base)}{_SEPARATOR}{painter(text, Role.NUDGING)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """The times of an answer in seconds; `tokens_per_s` counts both models, from request to end."""
-
-    first_piece_s: float | None
-    total_s: float
-    tokens_per_s: float | None
-
-
-def speed(usage: Usage) -> Speed:
-    rate = usage.n_completion / usage.total_s if usage.total_s > 0 else None
-    return Speed(usage.first_piece_s, usage.total_s, rate)
+def tokens_per_s(usage: Usage) -> float | None:
+    """Return the tokens of both models by the time from request to end; None where no time passed."""
+    return usage.n_completion / usage.total_s if usage.total_s > 0 else None
 
 
 def totals(finished: Finished, *, is_drawn: bool, width: int) -> str:
-    """Return the totals of an answer; `is_drawn` adds the seed, `width` (characters) breaks between the parts."""
-    usage, times = finished.usage, speed(finished.usage)
+    """Return the totals of an answer; `is_drawn` adds the seed, lines break between parts at `width` characters."""
+    usage, rate = finished.usage, tokens_per_s(finished.usage)
     parts = [
-        f"{_counted(usage.base.n_written, 'base token')}",
-        f"{_counted(usage.nudging.n_written, 'nudging token')} "
-        f"({usage.ratio_tokens:.1%} of tokens, {usage.ratio_chars:.1%} of characters)",
-        _counted(usage.n_handoffs, "handoff"),
-        *([f"{times.tokens_per_s:.1f} tokens/s"] if times.tokens_per_s is not None else []),
-        *([f"first word {times.first_piece_s:.2f} s"] if times.first_piece_s is not None else []),
+        f"{usage.base.n_written} base + {usage.nudging.n_written} nudging tokens",
+        f"nudging ratio {usage.ratio_tokens:.1%} ({usage.ratio_chars:.1%} of characters)",
+        f"{usage.n_handoffs} handoff{'' if usage.n_handoffs == 1 else 's'}",
+        *([f"{rate:.1f} tokens/s"] if rate is not None else []),
+        *([f"first word {usage.first_piece_s:.2f} s"] if usage.first_piece_s is not None else []),
         *([f"seed {finished.seed}"] if is_drawn else []),
         _ending(finished),
     ]
-    # Parts are never broken: their blanks are hidden from the wrapping.
-    line = _SEPARATOR.join(part.replace(" ", "\0") for part in parts)
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(_SEPARATOR) + len(part) <= width:
+            lines[-1] += _SEPARATOR + part
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def _ending(finished: Finished) -> str:
@@ -147,7 +136,3 @@ def _ending(finished: Finished) -> str:
         return "cancelled"
     string = "" if finished.stop_string is None else f" {finished.stop_string!r}"
     return f"{finished.reason.value}: {finished.detail.value.replace('_', ' ')}{one_line(string)}"
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -11,14 +11,13 @@ Owns the three standard streams of the process. Never formats an answer and neve
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from typing import TextIO
 
 import click
 
-from edge_nudge.cli.render import is_terminal, one_line, visible
+from edge_nudge.cli.render import is_terminal, visible
 from edge_nudge.errors import EdgeNudgeError, InputError
 
 _BOM = b"\xef\xbb\xbf"
@@ -90,18 +89,9 @@ def silence(stream: TextIO | None) -> None:
 
 
 def settle() -> None:
-    """Flush both outputs for the last time. Raises ClosedPipeError and OutputError for stdout."""
-    tell_nothing_more()
+    """Flush stdout for the last time. Raises ClosedPipeError and OutputError."""
     if sys.stdout is not None and not sys.stdout.closed:
         write_out("")
-
-
-def tell_nothing_more() -> None:
-    try:
-        if sys.stderr is not None and not sys.stderr.closed:
-            sys.stderr.flush()
-    except OSError:
-        silence(sys.stderr)
 
 
 def read_prompt(argument: str | None) -> str:
@@ -133,37 +123,3 @@ def decode(data: bytes) -> str:
         at = error.start + (len(_BOM) if data.startswith(_BOM) else 0)
         hint = "it looks like UTF-16" if data.startswith(_UTF16_BOMS) else "convert it to UTF-8 first"
         raise InputError(f"standard input is not UTF-8: byte 0x{data[at]:02x} at position {at}; {hint}") from None
-
-
-class _VisibleFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
-def show_log(verbosity: int) -> None:
-    """Show the package's loggers on stderr: 0 none, 1 ours, 2 also every line of llama.cpp."""
-    logger, native = logging.getLogger("edge_nudge"), logging.getLogger("edge_nudge.llama")
-    for handler in [h for h in logger.handlers if isinstance(h.formatter, _VisibleFormatter)]:
-        logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET if verbosity == 0 else logging.DEBUG if verbosity > 1 else logging.INFO)
-    native.setLevel(logging.WARNING if verbosity == 1 else logging.NOTSET)
-    if verbosity and sys.stderr is not None:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_VisibleFormatter("%(name)s: %(message)s"))
-        logger.addHandler(handler)
-
-
-__all__ = [
-    "ClosedPipeError",
-    "OutputError",
-    "decode",
-    "one_line",
-    "prepare",
-    "read_prompt",
-    "settle",
-    "show_log",
-    "silence",
-    "tell",
-    "tell_as_is",
-    "write_out",
-]

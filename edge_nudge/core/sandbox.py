@@ -105,11 +105,12 @@ class _Meter:
         total, stack = 0, [value]
         while stack:
             item = stack.pop()
-            total += self._known.get(id(item), 8)
-            if isinstance(item, str | bytes):
-                total += len(item)
-            elif id(item) in self._known:
+            known = self._known.get(id(item))
+            total += 8 if known is None else known
+            if known is not None:
                 pass
+            elif isinstance(item, str | bytes):
+                total += len(item)
             elif isinstance(item, Mapping):
                 stack += [*item.keys(), *item.values()]
             elif isinstance(item, list | tuple | set | frozenset):

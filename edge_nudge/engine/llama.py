@@ -85,7 +85,8 @@ class LlamaBackend:
         n_ctx: int, n_batch: int, n_threads: int,
     ) -> None:  # fmt: skip
         model = handles.model
-        self._vocabulary = NativeVocabulary(llama_cpp.llama_model_get_vocab(model))
+        pre = loading.metadata(model, "tokenizer.ggml.pre") or ""
+        self._vocabulary = NativeVocabulary(llama_cpp.llama_model_get_vocab(model), pre)
         n_layers = int(llama_cpp.llama_model_n_layer(model)) + 1  # the output layer counts
         self.n_gpu_layers = n_layers if offload.n_gpu_layers < 0 else min(offload.n_gpu_layers, n_layers)
         self.offload = offload.sentence

@@ -41,10 +41,11 @@ _PROBE = _PROBE_TEXT.encode()
 
 
 class NativeVocabulary:
-    """The tokenizer of a loaded model; the model must outlive it."""
+    """The tokenizer of a loaded model; the model must outlive it. `pre` names its pre-tokenizer, for the hash."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, handle: int, pre: str = "") -> None:
         self._handle: int | None = handle
+        self._pre = pre
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(handle)
         self._is_bpe = llama_cpp.llama_vocab_type(handle) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
         self._pieces: dict[int, bytes] = {}
@@ -105,13 +106,13 @@ class NativeVocabulary:
 
     @cached_property
     def table_hash(self) -> str:
-        """SHA-256 over every token's text, attributes and score, and over the ids of a probe text.
+        """SHA-256 over every token's text, attributes and score, the pre-tokenizer, and the ids of a probe text.
 
-        The library does not show merges and pre-tokenizer; the probe stands for them. Costs half a second for a
-        quarter of a million tokens.
+        The library does not show the merges; the probe stands for them. Costs half a second for a quarter of a
+        million tokens.
         """
         handle = self._need()
-        digest = hashlib.sha256(f"{llama_cpp.llama_vocab_type(handle)} {self.n_tokens}".encode())
+        digest = hashlib.sha256(f"{llama_cpp.llama_vocab_type(handle)} {self._pre} {self.n_tokens} ".encode())
         text, attr, score = (
             llama_cpp.llama_vocab_get_text,
             llama_cpp.llama_vocab_get_attr,

@@ -1,0 +1,136 @@
+"""The JSON object of one answer: what `--json` prints.
+
+Owns the names and the shape. Never prints, and never computes what an event already says.
+
+1. The texts of `pieces`, joined, are `text`.
+2. No NaN and no infinity: a number that is not finite is null.
+3. Hashes are of the whole files, remembered by the store; a split model lists each of its parts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_nudge.cli.render import tokens_per_s
+from edge_nudge.core.events import Finished, ModelUsage, Piece, Role, Usage
+
+if TYPE_CHECKING:
+    from edge_nudge.core.backend import Backend
+    from edge_nudge.core.request import GenerateRequest
+    from edge_nudge.runtime import Pair
+
+
+def answer_document(
+    pieces: Sequence[Piece],
+    finished: Finished,
+    *,
+    request: GenerateRequest,
+    pair: Mapping[str, Any],
+    load_s: float,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Return everything about an answer; `request` with the threshold that was used, `pair` of `pair_document`."""
+    usage = finished.usage
+    return {
+        "text": "".join(piece.text for piece in pieces),
+        "pieces": [
+            {
+                "text": piece.text,
+                "author": piece.author.value,
+                "top_prob": _finite(piece.top_prob),
+                "reason": piece.reason.value,
+                "n_tokens": piece.n_tokens,
+            }
+            for piece in pieces
+        ],
+        "finish_reason": finished.reason.value,
+        "finish_detail": finished.detail.value,
+        "stop_string": finished.stop_string,
+        "usage": {
+            "prompt_tokens": usage.base.n_prompt,
+            "nudging_prompt_tokens": usage.nudging.n_prompt,
+            "completion_tokens": usage.n_completion,
+            "base_completion_tokens": usage.base.n_written,
+            "nudging_completion_tokens": usage.nudging.n_written,
+            "total_tokens": usage.base.n_prompt + usage.n_completion,
+        },
+        "nudge": _nudge(usage, request),
+        "timings": {
+            "load_s": _finite(load_s),
+            "first_piece_s": _finite(usage.first_piece_s),
+            "total_s": _finite(usage.total_s),
+            "tokens_per_s": _finite(tokens_per_s(usage)),
+        },
+        "seed": finished.seed,
+        "pair": dict(pair),
+        "warnings": list(warnings),
+    }
+
+
+def pair_document(pair: Pair) -> dict[str, Any]:
+    """Return what the pair is: names, files, hashes. Reads a file it has not seen before. Raises ModelFileError."""
+    return {
+        "name": pair.spec.name,
+        "base": {**_model(pair.base, pair.spec.base), "prompt_format": pair.spec.base_prompt_format},
+        "nudging": _model(pair.nudging, pair.spec.nudging),
+    }
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Write a document on one line of ASCII: control characters and bidi overrides are escaped by the format."""
+    return json.dumps(document, allow_nan=False)
+
+
+def _nudge(usage: Usage, request: GenerateRequest) -> dict[str, Any]:
+    is_solo = request.nudge.rule.value in ("base-only", "nudging-only")
+    return {
+        "rule": request.nudge.rule.value,
+        "gamma": None if is_solo else request.nudge.threshold,
+        "lookahead": request.nudge.lookahead,
+        "ratio_tokens": _finite(usage.ratio_tokens),
+        "ratio_chars": _finite(usage.ratio_chars),
+        "handoffs": usage.n_handoffs,
+        "evaluated": {role.value: _evaluated(usage.of(role)) for role in Role},
+        "calls": {role.value: usage.of(role).n_calls for role in Role},
+        "reused": {role.value: usage.of(role).n_reused for role in Role},
+    }
+
+
+def _evaluated(usage: ModelUsage) -> dict[str, int]:
+    return {cause.value: n_tokens for cause, n_tokens in usage.evaluated.items()}
+
+
+def _model(backend: Backend, path: Path) -> dict[str, Any]:
+    from edge_nudge.catalog.store import sha256_file
+
+    first, *more = _parts(path)
+    model = {
+        "name": backend.info.name,
+        "file": first.name,
+        "path": str(first),
+        "sha256": sha256_file(first),
+        "n_ctx": backend.info.n_ctx,
+        # Only a native backend has layers to place.
+        "gpu_layers": getattr(backend, "n_gpu_layers", None),
+        "offload": getattr(backend, "offload", None),
+    }
+    if more:
+        model["more_parts"] = [{"file": part.name, "sha256": sha256_file(part)} for part in more]
+    return model
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    """Return all files of a model, the first one first."""
+    if "-of-" not in path.name:
+        return (path.expanduser().absolute(),)
+    from edge_nudge.engine.gguf import read_model_file
+
+    return tuple(part.absolute() for part in read_model_file(path).parts)
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
