@@ -7,16 +7,25 @@ does not come back from loading.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edge_nudge import runtime
+from edge_nudge.cli.main import exit_status
+from edge_nudge.cli.main import main as cli_main
+from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.events import Role
 from edge_nudge.runtime import Pair, PairSpec
 from edge_nudge.testing import FakeBackend, Scorer, ToyVocabulary, scripted_scores
+
+if TYPE_CHECKING:
+    import pytest
 
 Script = Sequence[tuple[str, Role]]
 B, N = Role.BASE, Role.NUDGING
@@ -85,10 +94,75 @@ def loader(script: Script = SHORT, **settings: Any) -> Callable[..., Pair]:
     """Return what stands in for runtime.load_pair."""
 
     def load_pair(spec: PairSpec, **load_settings: Any) -> Pair:
-        n_ctx = load_settings.get("ctx_size", 4096)
+        n_ctx = min(load_settings.get("ctx_size", 4096), 4096)
         return fake_pair(script, spec, **{"n_ctx": n_ctx, **settings})
 
     return load_pair
+
+
+class Stream(io.TextIOWrapper):
+    """A standard stream over memory, a terminal or not."""
+
+    def __init__(self, data: bytes = b"", *, is_terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8", newline="\n", write_through=True)
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    @property
+    def text(self) -> str:
+        written = self.buffer
+        assert isinstance(written, io.BytesIO)
+        return written.getvalue().decode()
+
+
+@dataclass
+class Ended:
+    """What a command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a failure; there is nothing else."""
+        assert self.out == ""
+        assert self.err.endswith("\n")
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removesuffix("\n")
+
+
+Invoke = Callable[..., Ended]
+
+
+def invoker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+    """Make a fixture that runs a command line in this process, with a fake pair.
+
+    `stdin` None is a terminal; `tty` names which of "out" and "err" are terminals, with 256 colours.
+    """
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def invoke(
+        *arguments: str, stdin: bytes | None = None, tty: str = "", load: Callable[..., Any] | None = None
+    ) -> Ended:
+        out, err = Stream(is_terminal="out" in tty), Stream(is_terminal="err" in tty)
+        monkeypatch.setattr(sys, "stdin", Stream(stdin or b"", is_terminal=stdin is None))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        monkeypatch.setattr(runtime, "load_pair", load or loader())
+        return Ended(exit_status(arguments), out.text, err.text)
+
+    yield invoke
+    show_log(0)
+
+
+def no_load(*_: Any, **__: Any) -> Pair:
+    """Stand in for runtime.load_pair where nothing may be loaded."""
+    raise AssertionError("nothing may be loaded")
 
 
 def stuck(spec: PairSpec, **load_settings: Any) -> Pair:
@@ -98,15 +172,12 @@ def stuck(spec: PairSpec, **load_settings: Any) -> Pair:
 
 
 def main() -> None:
-    from edge_nudge import runtime
-    from edge_nudge.cli import main as cli
-
     _, script, delay_s, *arguments = sys.argv
     # A test run that a shell put into the background ignores SIGINT, and so would this program.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     runtime.load_pair = stuck if script == "stuck" else loader(SCRIPTS[script], delay_s=float(delay_s))
     sys.argv = ["edge-nudge", *arguments]
-    cli.main()
+    cli_main()
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def write_hybrid(path: Path, arch: str, *, vocab: str, n_ctx: int) -> Path:
 def demo(path: Path, **options: Any) -> Backend:
     from edge_nudge.engine.llama import LlamaBackend
 
-    return LlamaBackend(path, **{"n_ctx": N_CTX, "n_batch": 256, "n_threads": 2} | options)
+    return LlamaBackend(path, **{"n_ctx": N_CTX, "n_batch": 256, "n_threads": 1} | options)
 
 
 FAKES = {
@@ -376,7 +376,7 @@ def test_any_order_of_calls_gives_the_scores_of_the_ids(backend: Backend) -> Non
     seen: dict[tuple[int, ...], bytes] = {}
     states: list[tuple[tuple[int, ...], bytes]] = []
     ids: tuple[int, ...] = ()
-    for _ in range(300):
+    for _ in range(200):
         action = choices.choice(("step", "step", "step", "step", "rewind", "save", "restore", "clear"))
         if action == "step" and len(ids) < 10:
             ids = (*ids, choices.choice(alphabet[:2]))
@@ -396,7 +396,7 @@ def test_any_order_of_calls_gives_the_scores_of_the_ids(backend: Backend) -> Non
             backend.clear()
             ids = ()
         assert backend.n_cached == len(ids)
-    assert len(seen) > 20
+    assert len(seen) > 15
 
 
 @pytest.mark.parametrize(
@@ -448,21 +448,21 @@ def test_one_batch_fills_the_context(backend: Backend) -> None:
     assert all(np.isfinite(backend.scores(row)).all() for row in range(len(ids)))
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 8, 16, 100])
-def test_batches_agree_with_single_steps(backend: Backend, case: Case, size: int) -> None:
+def test_batches_agree_with_single_steps(backend: Backend, case: Case) -> None:
     """Within `Case.tolerance`: a batch adds the same numbers in another order, and quantised models feel it."""
-    ids = some_ids(backend, 100)
+    ids = some_ids(backend, 72)
     single = [softmax(np.frombuffer(row, dtype=np.float32)) for row in steps(backend, ids)]
-    backend.clear()
-    for start in range(0, len(ids), size):
-        part = ids[start : start + size]
-        backend.evaluate(part, range(len(part)))
-        for row in range(len(part)):
-            one, many = single[start + row], softmax(backend.scores(row))
-            assert np.abs(one - many).max() <= case.tolerance
-            second, first = np.sort(one)[-2:]
-            if first - second > 2 * case.tolerance:
-                assert one.argmax() == many.argmax()
+    for size in (2, 3, 4, 8, 16, 72):
+        backend.clear()
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            backend.evaluate(part, range(len(part)))
+            for row in range(len(part)):
+                one, many = single[start + row], softmax(backend.scores(row))
+                assert np.abs(one - many).max() <= case.tolerance, (size, start + row)
+                second, first = np.partition(one, -2)[-2:]
+                if first - second > 2 * case.tolerance:
+                    assert one.argmax() == many.argmax()
 
 
 def test_rows_do_not_change_what_is_computed(backend: Backend, case: Case) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -69,7 +68,7 @@ def is_marker(backend: Backend, token: int) -> bool:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_calm_prompts_equal_the_whole_text(name: str, vocab_paths: dict[str, Path], open_vocab: Open) -> None:
+def test_calm_prompts_equal_the_whole_text(name: str, open_vocab: Open) -> None:
     backend = open_vocab(name)
     for first in CALM:
         for second in CALM:
@@ -85,7 +84,7 @@ def test_calm_prompts_equal_the_whole_text(name: str, vocab_paths: dict[str, Pat
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_forged_markers_stay_text(name: str, vocab_paths: dict[str, Path], open_vocab: Open) -> None:
+def test_forged_markers_stay_text(name: str, open_vocab: Open) -> None:
     backend = open_vocab(name)
     honest = ids_of(backend, encode_prompt(backend, chat(backend, TEMPLATES[name], "a", "b", "c")))
     markers = [token for token in honest if is_marker(backend, token)]
@@ -100,7 +99,7 @@ def test_forged_markers_stay_text(name: str, vocab_paths: dict[str, Path], open_
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_bos_is_there_as_often_as_the_model_wants(name: str, vocab_paths: dict[str, Path], open_vocab: Open) -> None:
+def test_bos_is_there_as_often_as_the_model_wants(name: str, open_vocab: Open) -> None:
     backend = open_vocab(name)
     bos = backend.info.bos
     for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
@@ -111,7 +110,7 @@ def test_bos_is_there_as_often_as_the_model_wants(name: str, vocab_paths: dict[s
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_base_prompts_are_plain(name: str, vocab_paths: dict[str, Path], open_vocab: Open) -> None:
+def test_base_prompts_are_plain(name: str, open_vocab: Open) -> None:
     backend = open_vocab(name)
     prefix = b" " if backend.info.adds_space_prefix else b""
     for content in FORGED + CALM:

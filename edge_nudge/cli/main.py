@@ -113,7 +113,8 @@ def _run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else PROGRAM
         message = one_line(error.format_message()).removesuffix(".")
-        streams.tell(f"error: {message[:1].lower()}{message[1:]}. Try '{where} --help'.")
+        stop = "" if message.endswith("?") else "."
+        streams.tell(f"error: {message[:1].lower()}{message[1:]}{stop} Try '{where} --help'.")
         return error.exit_code
 
 

@@ -39,7 +39,7 @@ STAND_INS = re.compile("([\U00100000-\U0010fffd])")
 
 _MAX_SOURCE = 1 << 18  # characters; the longest template seen has 17,000
 _MAX_BITS = 4096  # of a whole number
-_MAX_WIDTH = 999  # of a padding, an indentation, a set of characters to strip
+_MAX_WIDTH = 999  # of a padding, a precision, a set of characters to strip
 _MAX_FORMAT = 4096  # characters of a format string
 
 
@@ -105,9 +105,8 @@ class _Meter:
         total, stack = 0, [value]
         while stack:
             item = stack.pop()
-            known = self._known.get(id(item))
-            total += 8 if known is None else known
-            if known is not None:
+            total += self._known.get(id(item), 8)
+            if id(item) in self._known:
                 pass
             elif isinstance(item, str | bytes):
                 total += len(item)
@@ -281,7 +280,7 @@ _REMOVED_FILTERS = (
 def _check_width(value: Any) -> None:
     width = abs(value) if isinstance(value, int) else len(value) if isinstance(value, str) else 0
     if width > _MAX_WIDTH:
-        raise LimitError(f"the template pads or strips by more than {_MAX_WIDTH}")
+        raise LimitError(f"the template pads, rounds or strips by more than {_MAX_WIDTH}")
 
 
 def _check_method(text: str, name: str, args: tuple[Any, ...]) -> None:
@@ -360,7 +359,6 @@ def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
 
 
 def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    _check_width(width)
     lines = str(text).count("\n") + 1
     _METER.get().need(len(str(text)) + lines * (width if isinstance(width, int) else len(width)))
     done: str = jinja2.filters.do_indent(str(text), width, first, blank)
