@@ -137,7 +137,7 @@ class Ended:
 Invoke = Callable[..., Ended]
 
 
-def invoker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+def invoker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Invoke]:
     """Make a fixture that runs a command line in this process, with a fake pair.
 
     `stdin` None is a terminal; `tty` names which of "out" and "err" are terminals, with 256 colours.
@@ -145,6 +145,7 @@ def invoker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("EDGE_NUDGE_CACHE_DIR", str(tmp_path / "cache"))
 
     def invoke(
         *arguments: str, stdin: bytes | None = None, tty: str = "", load: Callable[..., Any] | None = None

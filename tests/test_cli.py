@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -325,6 +326,7 @@ def test_a_bug_of_ours_is_one_line_and_a_traceback_only_with_v(invoke: Invoke) -
     def load_pair(*_: Any, **__: Any) -> Any:
         raise RuntimeError("odd\nthing")
 
+    handlers = list(logging.getLogger("edge_nudge").handlers)
     message = "internal error: RuntimeError: odd\\nthing (please report; -v shows the traceback)"
     ended = invoke("run", *FILES, "hi", load=load_pair)
     assert (ended.code, ended.error) == (1, message)
@@ -332,6 +334,7 @@ def test_a_bug_of_ours_is_one_line_and_a_traceback_only_with_v(invoke: Invoke) -
     assert "Traceback (most recent call last):" in loud.err
     assert loud.err.endswith(message + "\n")
     assert invoke("run", *FILES, "hi", load=load_pair).error == message  # -v does not last
+    assert logging.getLogger("edge_nudge").handlers == handlers
 
 
 def test_models_are_freed_whatever_happens(invoke: Invoke) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli_fakes import SHORT, Ended, Invoke, invoker, loader, text_of
+from tiny_gguf import write_tiny
 
 from edge_nudge import runtime
 from edge_nudge.cli.document import answer_document, to_json
@@ -176,6 +178,17 @@ def test_json_is_one_object_with_everything(invoke: Invoke, files: tuple[str, ..
     base = found["pair"]["base"]
     assert (base["file"], base["path"]) == ("base.gguf", str(tmp_path / "base.gguf"))
     assert base["sha256"] == "cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2"
+
+
+def test_json_hashes_every_part_of_a_split_model(invoke: Invoke, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "m.gguf", n_parts=3)
+    parts = [tmp_path / f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    hashes = [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
+    ended = invoke("run", "--json", "-n", "1", "-m", str(parts[1]), "--nudge", str(parts[0]), "hi")
+    base = json.loads(ended.out)["pair"]["base"]
+    assert [(base["file"], base["sha256"]), *((part["file"], part["sha256"]) for part in base["more_parts"])] == [
+        (part.name, sha256) for part, sha256 in zip(parts, hashes, strict=True)
+    ]
 
 
 def test_json_is_ascii_and_loses_nothing(invoke: Invoke, files: tuple[str, ...]) -> None:

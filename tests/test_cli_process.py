@@ -28,6 +28,13 @@ LONG_TEXT = text_of(LONG).lstrip()
 invoke = pytest.fixture(invoker)
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Where Python is told not to buffer, a flush that is missing cannot be seen.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setenv("EDGE_NUDGE_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def start(script: str, delay_s: float, *arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
     """Start edge-nudge with a fake pair, all its streams being pipes."""
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | streams

@@ -87,12 +87,12 @@ def test_the_colour_suits_the_terminal(monkeypatch: pytest.MonkeyPatch, environm
     assert Painter(io.StringIO(), False)("x", Role.NUDGING) == "x"
 
 
-def shown(texts: list[str], *, is_terminal: bool, is_on: bool = False) -> str:
+def shown(texts: list[str], *, is_terminal: bool, is_on: bool = False, is_interrupted: bool = False) -> str:
     out: list[str] = []
     view = AnswerView(out.append, Painter(io.StringIO(), is_on), is_terminal=is_terminal)
     for text in texts:
         view.show(Piece(text, Role.BASE, None, HandoffReason.CONFIDENT, 1))
-    view.end()
+    view.end(is_interrupted=is_interrupted)
     assert len(out) >= len(texts)  # each piece is on its way at once
     return "".join(out)
 
@@ -107,6 +107,8 @@ def test_a_terminal_gets_an_ended_line() -> None:
     assert shown(["a", "b"], is_terminal=True) == "ab\n"
     assert shown(["a\n"], is_terminal=True) == "a\n"
     assert shown([], is_terminal=True) == ""
+    assert shown(["a\n"], is_terminal=True, is_interrupted=True) == "a\n\n"  # behind the terminal's own ^C
+    assert shown(["a"], is_terminal=False, is_interrupted=True) == "a\n"
 
 
 def test_forced_colour_escapes_too_because_a_pager_would_act() -> None:

@@ -82,8 +82,7 @@ def exit_status(arguments: Sequence[str]) -> int:
         finally:
             streams.settle()
         return status
-    except (streams.ClosedPipeError, BrokenPipeError):
-        streams.silence(sys.stdout)
+    except (streams.ClosedPipeError, BrokenPipeError):  # settle has silenced the stream
         return CLOSED_PIPE
     except KeyboardInterrupt as interrupt:
         streams.tell("interrupted")
@@ -93,7 +92,6 @@ def exit_status(arguments: Sequence[str]) -> int:
         streams.tell(f"error: {visible(str(error)) if isinstance(error, FetchError) else one_line(str(error))}")
         return error.exit_code
     except OSError as error:  # of the machine, not of ours: a full disk, a folder without permission
-        streams.silence(sys.stdout)
         _tell_unexpected(f"error: {error}", error)
         return 1
     except Exception as error:

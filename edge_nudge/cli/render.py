@@ -92,11 +92,13 @@ class AnswerView:
         self._write(self._painter(text, piece.author))
         self._last = text[-1:] or self._last
 
-    def end(self) -> None:
-        """Write the newline behind the answer: on a terminal only where the line is not ended yet."""
-        if not self._is_terminal or self._last not in ("", "\n"):
+    def end(self, *, is_interrupted: bool = False) -> None:
+        """Write the newline behind the answer: on a terminal only where the line is not ended yet.
+
+        A terminal that was interrupted shows `^C` at the cursor, which ends no line.
+        """
+        if not self._is_terminal or is_interrupted or self._last not in ("", "\n"):
             self._write("\n")
-        self._last = "\n" if self._is_terminal else self._last
 
 
 def legend(base: str, nudging: str, painter: Painter) -> str:

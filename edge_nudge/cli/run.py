@@ -153,7 +153,7 @@ def _follow_on_screen(answer: Answer, pair: Pair, values: dict[str, Any], interr
     try:
         return _follow(answer, view.show, interrupts)
     finally:
-        view.end()
+        view.end(is_interrupted=interrupts.signum is not None)
 
 
 def _follow(answer: Answer, show: Callable[[Piece], None], interrupts: Interrupts) -> Finished:

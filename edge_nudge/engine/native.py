@@ -36,7 +36,7 @@ except (OSError, RuntimeError) as error:  # the binding's own exceptions when it
 # A library must not print through logging's last resort when the application has configured nothing.
 logging.getLogger("edge_nudge").addHandler(logging.NullHandler())
 
-_DEBUG, _INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 4, 5  # ggml_log_level, as the library logs (the binding's comment is older)
+_DEBUG, _INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 4, 5  # ggml_log_level in ggml.h; the binding's copy is out of date
 _LEVELS = {_DEBUG: logging.DEBUG, _INFO: logging.INFO, _WARN: logging.WARNING, _ERROR: logging.ERROR}
 _N_KEPT = 50
 _N_TOLD = 3  # lines of a failure worth telling; the first says what is wrong

@@ -25,7 +25,7 @@ from edge_nudge.errors import EngineError
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 _USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 _META_SPACE = "\u2581".encode()
-# Never merges with its neighbour in any vocabulary seen: what is tokenized behind it is not at a text's start.
+# Never merges with its neighbour in any vocabulary seen: the ids behind its own are those of a text's middle.
 _ANCHOR = b"\x01"
 # Some pre-tokenizers run on std::regex, which recurses once for each character of a run, 320 bytes deep: 25,000
 # letters in a row end a process with a stack of 8 MB, 3,000 one with 1 MB (a thread on Windows).
@@ -180,17 +180,11 @@ class NativeVocabulary:
         first, *rest = text.split(_META_SPACE)
         ids = self._tokenize_part(first, special) if first else self._anchor[:-1]
         for part in rest:
-            ids = ids + byte_ids + self._tokenize_behind(part, special)
+            inner = self._tokenize_part(_ANCHOR + part, special)
+            if not self._is_anchored(inner):
+                return self._tokenize_part(text, special)
+            ids = [*ids, *byte_ids, *inner[len(self._anchor) :]]
         return ids
-
-    def _tokenize_behind(self, text: bytes, special: bool) -> list[int]:
-        """Tokenize text that does not stand at the start: without the blank in front."""
-        if not text:
-            return []
-        ids = self._tokenize_part(_ANCHOR + text, special)
-        if ids[: len(self._anchor)] != self._anchor:
-            raise EngineError("this vocabulary joins a control character with its neighbour; text cannot be split")
-        return ids[len(self._anchor) :]
 
     def _tokenize_part(self, text: bytes, special: bool) -> list[int]:
         ids = self._native_tokenize(text, special)
@@ -201,16 +195,21 @@ class NativeVocabulary:
         run: list[int] = []
         for token in ids:
             if token in self._user_defined:
-                exact += [*self._behind_user_defined(run, is_first=not exact), token]
+                exact += [*self._without_blank(run, is_first=not exact), token]
                 run = []
             else:
                 run.append(token)
-        return exact + self._behind_user_defined(run, is_first=not exact)
+        return exact + self._without_blank(run, is_first=not exact)
 
-    def _behind_user_defined(self, run: list[int], is_first: bool) -> list[int]:
+    def _without_blank(self, run: list[int], is_first: bool) -> list[int]:
+        """Tokenize what stands between two user-defined tokens again, without the blank it was given."""
         if is_first or not run:
             return run
-        return self._native_tokenize(_ANCHOR + self._pieces_of(run)[1:], False)[len(self._anchor) :]
+        ids = self._native_tokenize(_ANCHOR + self._pieces_of(run)[1:], False)
+        return ids[len(self._anchor) :] if self._is_anchored(ids) else run
+
+    def _is_anchored(self, ids: list[int]) -> bool:
+        return ids[: len(self._anchor)] == self._anchor
 
     def _native_tokenize(self, text: bytes, special: bool) -> list[int]:
         handle = self._need()
