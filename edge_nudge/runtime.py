@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CTX_SIZE = 4096
 DEFAULT_BASE_FORMAT = "qa"
+MAX_SETTING = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ class PairSpec:
     gamma: float | None = None
     base_prompt_format: str = DEFAULT_BASE_FORMAT
     chat_template: str | None = None  # None: the nudging model's own
+
+    def resolve(self, request: GenerateRequest) -> GenerateRequest:
+        """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
+        if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:
+            return request
+        return request.model_copy(update={"nudge": request.nudge.model_copy(update={"gamma": self.gamma})})
 
 
 class Answer(Iterator[Event]):
@@ -66,7 +73,7 @@ class Answer(Iterator[Event]):
 class Pair:
     """Two loaded models. Close it, or use it in a with statement.
 
-    `notes` are sentences a user should see once: what runs on a GPU and why, and on how many threads;
+    `notes` are sentences a user should see once: what runs on a GPU and why; `threads` says how many and why;
     `defects` are what a tokenizer loses, by role: rare bytes that reach that model's eyes changed or not at all.
     """
 
@@ -77,10 +84,12 @@ class Pair:
         spec: PairSpec,
         *,
         notes: Sequence[str] = (),
+        threads: str = "",
         defects: Mapping[Role, str] | None = None,
     ) -> None:
         self.spec = spec
         self.notes = tuple(notes)
+        self.threads = threads
         self.defects = dict(defects or {})
         self.base, self.nudging = base, nudging
         self._format: BaseFormat = base_format(spec.base_prompt_format)
@@ -118,10 +127,9 @@ class Pair:
 
     def answer(self, request: GenerateRequest) -> Answer:
         """Answer a validated request; see `stream`."""
-        if request.nudge.gamma is None and request.nudge.rule is Rule.TOP_PROB and self.spec.gamma is not None:
-            nudge = request.nudge.model_copy(update={"gamma": self.spec.gamma})
-            request = request.model_copy(update={"nudge": nudge})
-        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        request = self.spec.resolve(request)
+        # 53 bits are a whole number in every JSON reader
+        seed = secrets.randbits(53) if request.sampling.seed is None else request.sampling.seed
         now = datetime.now().astimezone()
         if self._answer is not None:
             self._answer.close()
@@ -211,10 +219,30 @@ def open_pair(
     the affinity mask and cgroup quota; `*_gpu_layers` None: all layers if the build and the machine have a GPU.
     Raises InputError, FetchError, ModelFileError, EngineError.
     """
+    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
     spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
     return load_pair(
         spec, ctx_size=ctx_size, threads=threads, base_gpu_layers=base_gpu_layers, nudge_gpu_layers=nudge_gpu_layers
     )
+
+
+def check_load_settings(
+    ctx_size: int | None = None,
+    threads: int | None = None,
+    base_gpu_layers: int | None = None,
+    nudge_gpu_layers: int | None = None,
+) -> None:
+    """Raise InputError for a number that no machine can use: before anything is fetched for it."""
+    for name, value, least in (
+        ("ctx_size", ctx_size, 1),
+        ("threads", threads, 1),
+        ("base_gpu_layers", base_gpu_layers, 0),
+        ("nudge_gpu_layers", nudge_gpu_layers, 0),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}: it must be at least {least}")
+        if value is not None and value > MAX_SETTING:
+            raise InputError(f"{name} is {value}: it must be at most {MAX_SETTING}")
 
 
 def load_pair(
@@ -226,9 +254,7 @@ def load_pair(
     nudge_gpu_layers: int | None = None,
 ) -> Pair:
     """Check and load the two files of a pair; see open_pair."""
-    for name, value in (("ctx_size", ctx_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
+    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
     base_format(spec.base_prompt_format)
     from edge_nudge.engine.gguf import check_model_file
     from edge_nudge.engine.machine import default_threads
@@ -246,13 +272,13 @@ def load_pair(
                 notes = [f"both models: {base.offload}"]
             else:
                 notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
-            notes.append(f"threads: {n_threads} ({'as asked for' if threads else choice.reason})")
+            reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
             defects = {
                 role: backend.defect
                 for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
                 if backend.defect is not None
             }
-            return Pair(base, nudging, spec, notes=notes, defects=defects)
+            return Pair(base, nudging, spec, notes=notes, threads=reason, defects=defects)
         except BaseException:
             nudging.close()
             raise

@@ -14,7 +14,7 @@ CHECKS = (
     ("ruff format", ("-m", "ruff", "format", "--check", ".")),
     ("mypy", ("-m", "mypy")),
 )
-PURE = ("-m", "not native and not demo")
+PURE = ("-m", "not native and not demo and not process and not thorough")
 
 
 def parse(argv: list[str]) -> tuple[bool, list[str]]:
@@ -26,7 +26,9 @@ def parse(argv: list[str]) -> tuple[bool, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--pure", action="store_true", help="leave out the tests that need llama.cpp or the demo pair")
+    parser.add_argument(
+        "--pure", action="store_true", help="only the tests that need neither llama.cpp, models nor processes"
+    )
     options, for_pytest = parser.parse_known_args(argv)
     return options.pure, for_pytest
 

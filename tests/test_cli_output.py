@@ -107,14 +107,14 @@ def test_loading_is_said_on_a_terminal_only_and_taken_away(invoke: Invoke) -> No
 
 
 def test_notes_are_for_terminals_and_defects_for_the_curious(invoke: Invoke) -> None:
-    notes = ["both models: no GPU offload", "threads: 2 (as asked for)"]
-    load = loader(notes=notes, defects={Role.NUDGING: "it has no token for the bytes 04"})
+    notes, threads = ["both models: no GPU offload"], "threads: 2 (as asked for)"
+    load = loader(notes=notes, threads=threads, defects={Role.NUDGING: "it has no token for the bytes 04"})
     defect = "nudging model: it has no token for the bytes 04"
     assert invoke("run", *FILES, "hi", load=load).err == ""
     on_terminal = invoke("run", *FILES, "--no-totals", "hi", load=load, tty="err").err
     assert on_terminal.endswith(f"{notes[0]}\n")
     verbose = invoke("run", *FILES, "-v", "-c", "9000", "hi", load=load).err
-    assert verbose.splitlines()[:2] == notes
+    assert verbose.splitlines()[:2] == [*notes, threads]
     assert "base model: a context of 9000 tokens was asked for, it has 4096" in verbose
     assert defect in invoke("run", *FILES, "-v", "hi", load=load).err.splitlines()
 

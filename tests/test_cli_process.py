@@ -20,6 +20,8 @@ from cli_fakes import LONG, Invoke, invoker, no_load, text_of
 from edge_nudge import runtime
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
 FILES = ("-m", "base.gguf", "--nudge", "nudging.gguf")

@@ -174,6 +174,7 @@ print((peak() - before) / 1024)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.thorough
 def test_the_largest_headers_are_bounded(tmp_path: Path) -> None:
     paths = [put(tmp_path, make(), name) for name, make in _LARGEST.items()]
     os.truncate(paths[0], 24_000_200)  # sparse: the strings are empty

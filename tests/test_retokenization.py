@@ -21,8 +21,8 @@ BPE = ("llama-bpe", "qwen2", "gpt-2", "falcon", "deepseek-llm", "command-r", "nu
 SCRAPS = st.sampled_from(
     [
         " the", " unbeliev", "able", " http:", "//example.org", "x = 1\n", "\n\n", "    return", "\t", "aaaa", "12345",
-        ", ", " naïve", " 日本語", "の", " ภาษา", "ไทย", "한국", "👩", "\u200d🔬", "é", "e", "\u0301", "-" * 40, " " * 9,
-        "'s", "<|im_end|>", "</s>", "\r\n", ".", '"', "({[", " Über", "🇩🇪", "\u2581",
+        ", ", " naïve", " 日本語", "の", " ภาษา", "ไทย", "한국", "👩", "\u200d🔬", "é", "e", "\u0301", "-" * 40,
+        " " * 9, "'s", "<|im_end|>", "</s>", "\r\n", ".", '"', "({[", " Über", "🇩🇪", "\u2581",
     ]
 )  # fmt: skip
 ANSWERS = st.lists(st.lists(SCRAPS, min_size=1, max_size=6).map("".join), min_size=1, max_size=10)

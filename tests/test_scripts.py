@@ -325,7 +325,13 @@ def test_check_steps(checks: ModuleType) -> None:
     assert checks.parse(["--pure", "-k", "session", "-x"]) == (True, ["-k", "session", "-x"])
     names = [name for name, _ in checks.steps(False, [])]
     assert names == ["ruff check", "ruff format", "mypy", "pytest"]
-    assert checks.steps(True, ["-x"])[-1][1] == ["-m", "pytest", "-m", "not native and not demo", "-x"]
+    assert checks.steps(True, ["-x"])[-1][1] == [
+        "-m",
+        "pytest",
+        "-m",
+        "not native and not demo and not process and not thorough",
+        "-x",
+    ]
     assert checks.steps(False, [])[-1][1] == ["-m", "pytest"]
 
 

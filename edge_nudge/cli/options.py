@@ -105,7 +105,7 @@ def request_options(function: F) -> F:
             "--end-prob",
             type=float,
             metavar="X",
-            help="End where the base model ends and the nudging model ends with this probability; default 0.1.",
+            help="End where the base model ends and the nudging model ends with this probability; default 0.05.",
         ),
         click.option("--max-turns", type=int, metavar="N", help="Most turns of the nudging model; default 1000."),
         click.option("--no-loop-guard", is_flag=True, help="Let the answer repeat itself."),

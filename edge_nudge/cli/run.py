@@ -62,6 +62,7 @@ def _run(context: click.Context, values: dict[str, Any], interrupts: Interrupts)
 
     try:
         request = _request(prompt, values)
+        runtime.check_load_settings(**_load_settings(values))
         spec = runtime.find_pair(
             values["pair"],
             base=values["base"],
@@ -76,7 +77,7 @@ def _run(context: click.Context, values: dict[str, Any], interrupts: Interrupts)
         raise options.in_users_terms(error, context) from None
     with pair:
         load_s = time.perf_counter() - started
-        _answer(pair, with_threshold(request, spec), values, interrupts, load_s=load_s)
+        _answer(pair, spec.resolve(request), values, interrupts, load_s=load_s)
 
 
 def _request(prompt: str, values: dict[str, Any]) -> GenerateRequest:
@@ -95,16 +96,6 @@ def _load_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return what load_pair is told; what was not given keeps its default there."""
     names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers")
     return {name: values[name] for name in names if values[name] is not None}
-
-
-def with_threshold(request: GenerateRequest, spec: PairSpec) -> GenerateRequest:
-    """Return the request with the pair's own threshold where none was asked for, as Pair.answer would use it."""
-    from edge_nudge.core.request import Rule
-
-    nudge = request.nudge
-    if nudge.gamma is not None or nudge.rule is not Rule.TOP_PROB or spec.gamma is None:
-        return request
-    return request.model_copy(update={"nudge": nudge.model_copy(update={"gamma": spec.gamma})})
 
 
 @contextmanager
@@ -170,12 +161,11 @@ def _follow(answer: Answer, show: Callable[[Piece], None], interrupts: Interrupt
 def _tell_notes(pair: Pair, values: dict[str, Any]) -> None:
     """Tell what runs where: on a terminal what a GPU does, with -v all."""
     if values["verbose"]:
-        for line in (*pair.notes, *_warnings(pair, values)):
+        for line in (*pair.notes, pair.threads, *_warnings(pair, values)):
             streams.tell(one_line(line))
     elif is_terminal(sys.stderr):
         for line in pair.notes:
-            if not line.startswith("threads"):
-                streams.tell(one_line(line))
+            streams.tell(one_line(line))
 
 
 def _warnings(pair: Pair, values: dict[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ class OutputError(EdgeNudgeError):
 
 def prepare() -> None:
     """Make the standard streams ready for any text."""
-    if sys.platform == "win32":  # pragma: no cover - click brings colorama there
+    if sys.platform == "win32":  # click brings colorama there
         from colorama import just_fix_windows_console
 
         just_fix_windows_console()
