@@ -14,7 +14,7 @@ CHECKS = (
     ("ruff format", ("-m", "ruff", "format", "--check", ".")),
     ("mypy", ("-m", "mypy")),
 )
-PURE = ("-m", "not native and not demo and not process and not thorough")
+PURE = ("-m", "not native and not demo and not process and not thorough and not hypothesis")
 
 
 def parse(argv: list[str]) -> tuple[bool, list[str]]:

@@ -329,7 +329,7 @@ def test_check_steps(checks: ModuleType) -> None:
         "-m",
         "pytest",
         "-m",
-        "not native and not demo and not process and not thorough",
+        "not native and not demo and not process and not thorough and not hypothesis",
         "-x",
     ]
     assert checks.steps(False, [])[-1][1] == ["-m", "pytest"]
