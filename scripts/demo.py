@@ -10,7 +10,7 @@ import sys
 
 from venv_setup import CUDA_TAGS, PREBUILT_TAGS, WHEEL_INDEX, ensure_venv, exit_status, run_in_terminal
 
-QUESTION = "Why is the sky blue?"
+QUESTION = "What is photosynthesis?"
 RUN = ("-m", "edge_nudge.cli.main", "run", "--pair", "demo", "--totals")
 
 PREBUILT_HELP = f"""\

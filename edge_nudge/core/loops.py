@@ -4,8 +4,8 @@ Owns the definition of a loop. Looks at text, not at authors; what to do about a
 
 1. A run is the longest stretch of whole units at the end of the text that stands in the text before as well
    (both may overlap). It is held back while it goes on and released when it turns out to be something new.
-2. A run is a loop at 24 tokens if it has more than 5 words, or if it overlaps what it repeats (a short cycle).
-   The paper drops aligned blocks of 16 tokens, which catches a repetition after 16 to 31 tokens.
+2. A run is a loop at 16 tokens if it has more than 5 words, or if it overlaps what it repeats (a short cycle).
+   The paper drops aligned blocks of 16 tokens; ours may begin anywhere, so a repeated sentence is caught whole.
 3. A run never reaches back over text that was released or cut.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 
-MIN_TOKENS = 24
+MIN_TOKENS = 16
 MIN_WORDS = 5
 
 
