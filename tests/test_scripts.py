@@ -254,7 +254,7 @@ def test_a_python_without_ensurepip_is_told_which_package_to_install(
 @pytest.mark.parametrize(
     ("argv", "prebuilt", "question", "rest"),
     [
-        ([], None, "Why is the sky blue?", []),
+        ([], None, "What is photosynthesis?", []),
         (["How?"], None, "How?", []),
         (["How?", "-n", "50", "--gamma", "0.3"], None, "How?", ["-n", "50", "--gamma", "0.3"]),
         (["--prebuilt", "cu124", "How?", "--json"], "cu124", "How?", ["--json"]),
