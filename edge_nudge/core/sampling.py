@@ -23,6 +23,9 @@ from edge_nudge.errors import NonFiniteScoresError
 
 Scores = NDArray[np.float32]
 
+# exp of the best score keeps its full precision and a million such terms do not overflow float32
+_NO_SHIFT = (-60.0, 60.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -44,22 +47,24 @@ class Reader:
     def probe(self, scores: Scores, *, with_second: bool = False, with_entropy: bool = False) -> Probe:
         """Return the top token and its probability in two passes over the row. Raises NonFiniteScoresError."""
         top = self.top(scores)
-        weights = self._weights(scores, top)
-        total = float(weights.sum(dtype=np.float64))
+        shift = self._shift(scores, top)
+        weights = self._weights(scores, shift)
+        total = float(weights.sum())
+        top_weight = float(weights[top])
         second = entropy = math.nan
         if with_entropy:
             # scores of minus infinity have weight 0 and add nothing
-            shifted = np.maximum(scores - scores[top], np.float32(-1e4))
+            shifted = np.maximum(scores - np.float32(shift), np.float32(-1e4))
             entropy = math.log(total) - float(np.dot(weights, shifted)) / total
         if with_second:
             weights[top] = 0.0
             second = float(weights.max()) / total
-        return Probe(top, 1.0 / total, second, entropy)
+        return Probe(top, top_weight / total, second, entropy)
 
     def prob_of(self, scores: Scores, tokens: Iterable[int]) -> float:
         """Return the probability of several tokens together. Raises NonFiniteScoresError."""
-        weights = self._weights(scores, self.top(scores))
-        total = float(weights.sum(dtype=np.float64))
+        weights = self._weights(scores, self._shift(scores, self.top(scores)))
+        total = float(weights.sum())
         return sum(float(weights[token]) for token in tokens) / total
 
     def top(self, scores: Scores) -> int:
@@ -72,8 +77,18 @@ class Reader:
             )
         return top
 
-    def _weights(self, scores: Scores, top: int) -> Scores:
-        np.subtract(scores, scores[top], out=self._scratch)
+    def _shift(self, scores: Scores, top: int) -> float:
+        """Return what is taken off every score before exp: nothing where float32 holds the row as it is.
+
+        Each pass over 262,144 scores costs as much as a tenth of what the rest of the loop does per token.
+        """
+        best = float(scores[top])
+        return 0.0 if _NO_SHIFT[0] < best < _NO_SHIFT[1] else best
+
+    def _weights(self, scores: Scores, shift: float) -> Scores:
+        if shift == 0.0:
+            return np.exp(scores, out=self._scratch)
+        np.subtract(scores, np.float32(shift), out=self._scratch)
         return np.exp(self._scratch, out=self._scratch)
 
 

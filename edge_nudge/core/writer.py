@@ -30,6 +30,7 @@ class Writer:
         self.role = role
         self.end_strings = prompt.end_strings
         self.pending: int | None = None
+        self._top: int | None = None  # the top token at the scores that are at hand, once it has been looked for
         self._backend = backend
         self._session = session
         self._continuation = Continuation(prompt, backend)
@@ -49,7 +50,7 @@ class Writer:
 
     def sync(self, answer: bytes) -> int | None:
         """Evaluate prompt and answer as far as they are new; return the overlap in blanks, None if full."""
-        self.pending = None
+        self.pending = self._top = None
         ids, overlap = self._continuation.ids(answer)
         if len(ids) >= self.n_ctx:
             return None
@@ -62,17 +63,21 @@ class Writer:
             if len(self._session) + 1 >= self.n_ctx:
                 return False
             self._session.advance(self.pending)
-            self.pending = None
+            self.pending = self._top = None
         return True
 
     def probe(self, policy: NudgePolicy) -> Probe:
         """Read what the model thinks, as much of it as the policy needs. Raises NonFiniteScoresError."""
-        return self._reader.probe(
+        probe = self._reader.probe(
             self._session.scores, with_second=policy.needs_second, with_entropy=policy.needs_entropy
         )
+        self._top = probe.top_id
+        return probe
 
     def draw(self, banned: Sequence[int] = ()) -> int:
         """Draw the next token. Raises NonFiniteScoresError."""
+        if self._top is not None and self._sampler.is_greedy and not banned:
+            return self._top
         return self._sampler.draw(self._session.scores, self._reader, len(self._session), banned)
 
     def end_prob(self) -> float:
