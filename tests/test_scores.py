@@ -140,7 +140,8 @@ def test_a_banned_token_is_never_drawn() -> None:
 
 
 def test_seeds_of_the_whole_range_are_taken() -> None:
-    Sampler(SamplingParams(temp=1.0), Role.BASE, 2**64 - 1).draw(np.zeros(4, dtype=np.float32), Reader(4, "x"), 3)
+    sampler = Sampler(SamplingParams(temp=1.0), Role.BASE, 2**64 - 1)
+    assert sampler.draw(np.zeros(4, dtype=np.float32), Reader(4, "x"), 3) in range(4)
 
 
 # --- rules

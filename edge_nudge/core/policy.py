@@ -10,7 +10,7 @@ Owns the rules and their thresholds. Pure: sees a Probe of the base model, never
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from edge_nudge.core.events import Role
 from edge_nudge.core.request import NudgeParams, Rule
@@ -40,40 +40,37 @@ class NudgePolicy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TopProb:
-    """Sure where the top-1 probability is at least gamma: the rule of the paper."""
+@dataclass(frozen=True)
+class _Threshold:
+    """A rule with one number; what it reads of a probe is a matter of its class."""
 
     gamma: float
-    solo: Role | None = None
-    needs_second: bool = False
-    needs_entropy: bool = False
+
+    solo: ClassVar[Role | None] = None
+    needs_second: ClassVar[bool] = False
+    needs_entropy: ClassVar[bool] = False
+
+
+class TopProb(_Threshold):
+    """Sure where the top-1 probability is at least gamma: the rule of the paper."""
 
     def is_sure(self, probe: Probe) -> bool:
         return probe.top_prob >= self.gamma
 
 
-@dataclass(frozen=True, slots=True)
-class Entropy:
+class Entropy(_Threshold):
     """Sure where the entropy of the distribution is at most gamma nats."""
 
-    gamma: float
-    solo: Role | None = None
-    needs_second: bool = False
-    needs_entropy: bool = True
+    needs_entropy = True
 
     def is_sure(self, probe: Probe) -> bool:
         return probe.entropy <= self.gamma
 
 
-@dataclass(frozen=True, slots=True)
-class Margin:
+class Margin(_Threshold):
     """Sure where the top-1 probability leads the second one by at least gamma."""
 
-    gamma: float
-    solo: Role | None = None
-    needs_second: bool = True
-    needs_entropy: bool = False
+    needs_second = True
 
     def is_sure(self, probe: Probe) -> bool:
         return probe.top_prob - probe.second_prob >= self.gamma
@@ -84,8 +81,8 @@ class Solo:
     """One model writes everything and ends the answer itself."""
 
     solo: Role
-    needs_second: bool = False
-    needs_entropy: bool = False
+    needs_second: ClassVar[bool] = False
+    needs_entropy: ClassVar[bool] = False
 
     def is_sure(self, probe: Probe) -> bool:
         return self.solo is Role.BASE
