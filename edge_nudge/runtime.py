@@ -151,6 +151,13 @@ class Pair:
         self._answer = Answer(decoder.run(), cancel)
         return self._answer
 
+    def forget(self) -> None:
+        """Drop both caches, so that the next request starts cold; ends an answer that is under way."""
+        if self._answer is not None:
+            self._answer.close()
+        for session in self._sessions.values():
+            session.forget()
+
     def base_prompt(self, request: GenerateRequest, now: datetime) -> Prompt:
         """Return the base model's prompt: plain text in the pair's format."""
         spans = render_base(self._format, request.messages, now)

@@ -64,6 +64,8 @@ def answer_document(
             "first_piece_s": _finite(usage.first_piece_s),
             "total_s": _finite(usage.total_s),
             "tokens_per_s": _finite(tokens_per_s(usage)),
+            "base_native_s": _finite(usage.base.native_s),
+            "nudging_native_s": _finite(usage.nudging.native_s),
         },
         "seed": finished.seed,
         "pair": dict(pair),

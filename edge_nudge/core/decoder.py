@@ -101,7 +101,7 @@ class Decoder:
         self._started = self._clock()
         for writer in self._asked():
             self.usage.of(writer.role).n_prompt = writer.n_prompt
-            writer.begin(self.usage.of(writer.role), self._is_cancelled)
+            writer.begin(self.usage.of(writer.role), self._is_cancelled, self._clock)
         try:
             end: End = yield from self._answer()
         except Cancelled:

@@ -100,6 +100,7 @@ class ModelUsage:
     n_written: int = 0  # tokens of the answer this model wrote and the user saw
     n_chars: int = 0  # characters of the answer this model wrote
     n_calls: int = 0  # native decode calls
+    native_s: float = 0.0  # seconds inside them
     evaluated: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
     n_reused: int = 0  # prompt tokens found in the cache
 

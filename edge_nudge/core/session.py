@@ -47,6 +47,10 @@ def _never() -> bool:
     return False
 
 
+def _no_time() -> float:
+    return 0.0
+
+
 class Session:
     """One sequence of one backend."""
 
@@ -58,6 +62,7 @@ class Session:
         self._n_prompt = 0
         self._n_seen = 0
         self._is_cancelled: Callable[[], bool] = _never
+        self._clock: Callable[[], float] = _no_time
         self.usage = ModelUsage()
 
     def __repr__(self) -> str:
@@ -70,10 +75,16 @@ class Session:
     def ids(self) -> tuple[int, ...]:
         return tuple(self._ids)
 
-    def begin(self, n_prompt: int, usage: ModelUsage, is_cancelled: Callable[[], bool] = _never) -> None:
+    def begin(
+        self,
+        n_prompt: int,
+        usage: ModelUsage,
+        is_cancelled: Callable[[], bool] = _never,
+        clock: Callable[[], float] = _no_time,
+    ) -> None:
         """Start counting for a request whose prompt is `n_prompt` tokens."""
         self._n_prompt, self._n_seen = n_prompt, 0
-        self._is_cancelled = is_cancelled
+        self._is_cancelled, self._clock = is_cancelled, clock
         self.usage = usage
 
     def sync(self, ids: Sequence[int]) -> SyncCost:
@@ -82,7 +93,7 @@ class Session:
         Raises EngineError and Cancelled; then the session holds a prefix of `ids`.
         """
         if len(self._ids) != self._backend.n_cached:  # an interrupt came between the engine and us
-            self._forget()
+            self.forget()
         n_before = len(self._ids)
         n_common = common_prefix(self._ids, ids)
         if n_common == len(ids) == n_before and self._row is not None:
@@ -127,10 +138,11 @@ class Session:
                 del self._ids[checkpoint.n_ids :]
                 self._checkpoints.append(checkpoint)
                 return checkpoint.n_ids
-        self._forget()
+        self.forget()
         return 0
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop everything: the next sync evaluates its whole text."""
         self._row = None
         self._checkpoints.clear()
         self._backend.clear()
@@ -166,12 +178,15 @@ class Session:
     def _evaluate_batch(self, tokens: Sequence[int], rows: tuple[int, ...]) -> None:
         self._row = None
         self.usage.n_calls += 1
+        started = self._clock()
         try:
             self._backend.evaluate(tokens, rows)
         except EngineError:
             self._ids.extend(tokens)
             del self._ids[self._backend.n_cached :]
             raise
+        finally:
+            self.usage.native_s += self._clock() - started
         self._ids.extend(tokens)
         self._row = rows[0] if rows else None
 

@@ -45,8 +45,8 @@ class Writer:
     def __repr__(self) -> str:
         return f"<Writer {self.role.value}: {self._session!r}, pending {self.pending}>"
 
-    def begin(self, usage: ModelUsage, is_cancelled: Callable[[], bool]) -> None:
-        self._session.begin(self.n_prompt, usage, is_cancelled)
+    def begin(self, usage: ModelUsage, is_cancelled: Callable[[], bool], clock: Callable[[], float]) -> None:
+        self._session.begin(self.n_prompt, usage, is_cancelled, clock)
 
     def sync(self, answer: bytes) -> int | None:
         """Evaluate prompt and answer as far as they are new; return the overlap in blanks, None if full."""
