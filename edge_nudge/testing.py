@@ -12,6 +12,7 @@ real engine, so that a mistake fails loudly:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -23,6 +24,8 @@ from edge_nudge.core.backend import ModelInfo
 from edge_nudge.errors import EngineError
 
 Scorer: TypeAlias = Callable[[tuple[int, ...]], "NDArray[np.float32]"]
+
+_LETTER_AND_BLANK = re.compile(rb"[A-Za-z] ")
 
 MARKERS = ("<bos>", "<eos>", "<|turn|>", "<|end|>")
 
@@ -204,6 +207,10 @@ class FakeBackend:
 
     def tokenize(self, text: bytes, *, special: bool = False) -> list[int]:
         return self.vocabulary.tokenize(text, special)
+
+    @property
+    def words_are_separate(self) -> bool:
+        return not any(_LETTER_AND_BLANK.search(piece) for piece in self.vocabulary.pieces)
 
     def piece(self, token: int) -> bytes:
         return self.vocabulary.pieces[self._checked(token)]

@@ -155,7 +155,9 @@ SCHEMA = {
         "calls": dict.fromkeys(("base", "nudging")),
         "reused": dict.fromkeys(("base", "nudging")),
     },
-    "timings": dict.fromkeys(("load_s", "first_piece_s", "total_s", "tokens_per_s")),
+    "timings": dict.fromkeys(
+        ("load_s", "first_piece_s", "total_s", "tokens_per_s", "base_native_s", "nudging_native_s")
+    ),
     "seed": None,
     "pair": {"name": None, "base": {**MODEL, "prompt_format": None}, "nudging": MODEL},
     "warnings": None,

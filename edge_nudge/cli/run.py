@@ -12,23 +12,22 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_nudge.cli import options, streams
+from edge_nudge.cli import opening, options, streams
 from edge_nudge.cli.document import answer_document, pair_document, to_json
 from edge_nudge.cli.interrupts import Interrupts
-from edge_nudge.cli.render import AnswerView, Painter, is_terminal, legend, one_line, totals, wants_color
+from edge_nudge.cli.render import AnswerView, Painter, is_terminal, legend, totals, wants_color
 from edge_nudge.cli.verbosity import show_log
-from edge_nudge.core.events import Finished, Piece, Role
+from edge_nudge.core.events import Finished, Piece
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
     from edge_nudge.core.request import GenerateRequest
-    from edge_nudge.runtime import Answer, Pair, PairSpec
+    from edge_nudge.runtime import Answer, Pair
 
 _ENDLESS_LINE = 1 << 30  # characters: no line of a file is broken
 
@@ -58,73 +57,36 @@ def run(context: click.Context, /, **values: Any) -> None:
 def _run(context: click.Context, values: dict[str, Any], interrupts: Interrupts) -> None:
     options.check_text(context)
     prompt = streams.read_prompt(values["prompt"])
-    from edge_nudge import runtime
-
     try:
         request = _request(prompt, values)
-        runtime.check_load_settings(**_load_settings(values))
-        spec = runtime.find_pair(
-            values["pair"],
-            base=values["base"],
-            nudging=values["nudge"],
-            base_prompt_format=values["base_prompt_format"],
-            say=streams.tell,
-        )
-        started = time.perf_counter()
-        with _loading(spec, values, interrupts):
-            pair = runtime.load_pair(spec, **_load_settings(values))
     except InputError as error:
         raise options.in_users_terms(error, context) from None
+    started = time.perf_counter()
+    pair = opening.open_pair(context, values, interrupts)
     with pair:
         load_s = time.perf_counter() - started
-        _answer(pair, spec.resolve(request), values, interrupts, load_s=load_s)
+        _answer(pair, pair.spec.resolve(request), values, interrupts, load_s=load_s)
 
 
 def _request(prompt: str, values: dict[str, Any]) -> GenerateRequest:
     from edge_nudge.core.request import build_request
-    from edge_nudge.core.template import base_format
-
-    if values["base_prompt_format"] is not None:
-        base_format(values["base_prompt_format"])
     messages = [{"role": "user", "content": prompt}]
     if values["system"] is not None:
         messages.insert(0, {"role": "system", "content": values["system"]})
     return build_request(messages, **options.request_settings(values))
 
 
-def _load_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what load_pair is told; what was not given keeps its default there."""
-    names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers")
-    return {name: values[name] for name in names if values[name] is not None}
-
-
-@contextmanager
-def _loading(spec: PairSpec, values: dict[str, Any], interrupts: Interrupts) -> Iterator[None]:
-    """Say on a terminal that models are being loaded, and take it away again."""
-    if not is_terminal(sys.stderr) or values["verbose"]:
-        with interrupts.at_once():
-            yield
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, no_color=not wants_color(values["color"], sys.stderr))
-    what = Text(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
-    with console.status(what) as status, interrupts.at_once(status.stop):
-        yield
-
-
 def _answer(
     pair: Pair, request: GenerateRequest, values: dict[str, Any], interrupts: Interrupts, *, load_s: float
 ) -> None:
-    _tell_notes(pair, values)
+    opening.tell_notes(pair, values)
     answer = pair.answer(request)
     if values["as_json"]:
         with interrupts.at_once():  # a large file is read for its hash, once
             about = pair_document(pair)
         pieces: list[Piece] = []
         finished = _follow(answer, pieces.append, interrupts)
-        warnings = _warnings(pair, values)
+        warnings = opening.warnings(pair, values)
         document = answer_document(pieces, finished, request=request, pair=about, load_s=load_s, warnings=warnings)
         streams.write_out(to_json(document) + "\n")
     else:
@@ -156,24 +118,3 @@ def _follow(answer: Answer, show: Callable[[Piece], None], interrupts: Interrupt
             elif isinstance(event, Finished):
                 return event
     raise AssertionError("an answer ends with Finished")
-
-
-def _tell_notes(pair: Pair, values: dict[str, Any]) -> None:
-    """Tell what runs where: on a terminal what a GPU does, with -v all."""
-    if values["verbose"]:
-        for line in (*pair.notes, pair.threads, *_warnings(pair, values)):
-            streams.tell(one_line(line))
-    elif is_terminal(sys.stderr):
-        for line in pair.notes:
-            streams.tell(one_line(line))
-
-
-def _warnings(pair: Pair, values: dict[str, Any]) -> list[str]:
-    """Return what is not as one might think: text that a tokenizer loses, a context smaller than asked for."""
-    found = [f"{role.value} model: {defect}" for role, defect in pair.defects.items()]
-    asked = values["ctx_size"]
-    for role, backend in ((Role.BASE, pair.base), (Role.NUDGING, pair.nudging)):
-        n_ctx = backend.info.n_ctx
-        if asked is not None and n_ctx < asked:
-            found.append(f"{role.value} model: a context of {asked} tokens was asked for, it has {n_ctx}")
-    return found

@@ -56,6 +56,15 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def words_are_separate(self) -> bool:
+        """Tell whether no token of text reaches from an ASCII letter over a blank.
+
+        Then a blank between two ASCII letters is a place where a text can be tokenized in two parts. Looked up
+        once, which may take a tenth of a second.
+        """
+        ...
+
     def piece(self, token: int) -> bytes:
         """Return the bytes a token adds to the text, whole, empty for a control token."""
         ...

@@ -185,6 +185,10 @@ class LlamaBackend:
     def tokenize(self, text: bytes, *, special: bool = False) -> list[int]:
         return self._vocabulary.tokenize(text, special)
 
+    @property
+    def words_are_separate(self) -> bool:
+        return self._vocabulary.words_are_separate
+
     def piece(self, token: int) -> bytes:
         return self._vocabulary.piece(token)
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 from functools import cached_property
 from typing import Any
 
 import llama_cpp
 import regex
 
+from edge_nudge.engine import native
 from edge_nudge.errors import EngineError
 
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -33,6 +35,9 @@ _LONGEST_RUN = 2048
 _LONG_RUN = regex.compile(
     r"(?:[\p{L}\p{M}]{%d}|\p{N}{%d}|\s{%d}|[^\s\p{L}\p{N}]{%d})" % ((_LONGEST_RUN,) * 4)  # noqa: UP031
 )
+# As the table writes a blank: plainly, byte-level (U+0120), SentencePiece (U+2581).
+_LETTER_AND_BLANK = re.compile(rb"[A-Za-z](?: |\xc4\xa0|\xe2\x96\x81)")
+_text = native.prototype(llama_cpp.llama_vocab_get_text, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32)
 _PROBE_TEXT = (
     "The quick brown fox can't jump 12345 times over  the\tlazy dog.\r\n\n    def f(x):\n        return x ** 2\n"
     "Größe, naïve, Ελληνικά, русский, العربية, עברית, हिन्दी, ภาษาไทย, 日本語のテキスト, 한국어, 中文 👩‍👩‍👧 é ﬁ １２\n"
@@ -48,6 +53,7 @@ class NativeVocabulary:
         self._pre = pre
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(handle)
         self._is_bpe = llama_cpp.llama_vocab_type(handle) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
+        self._is_spm = llama_cpp.llama_vocab_type(handle) == llama_cpp.LLAMA_VOCAB_TYPE_SPM
         self._pieces: dict[int, bytes] = {}
         self._attrs: dict[int, int] = {}
         self._eog: dict[int, bool] = {}
@@ -103,6 +109,19 @@ class NativeVocabulary:
     def eog_tokens(self) -> tuple[int, ...]:
         handle, ends = self._need(), llama_cpp.llama_vocab_is_eog
         return tuple(token for token in range(self.n_tokens) if ends(handle, token))
+
+    @cached_property
+    def words_are_separate(self) -> bool:
+        """Whether no token of text reaches from an ASCII letter over a blank; see Backend.words_are_separate.
+
+        Known for vocabularies that merge (BPE and SentencePiece's variant): a merge makes tokens of the table
+        only, so none can cross such a place, and the merges left and right of it do not see each other.
+        """
+        if not (self._is_bpe or self._is_spm):
+            return False
+        handle = self._need()
+        table = b"\0".join([_text(handle, token) or b"" for token in range(self.n_tokens)])
+        return all(self.is_control(table.count(b"\0", 0, match.start())) for match in _LETTER_AND_BLANK.finditer(table))
 
     @cached_property
     def table_hash(self) -> str:

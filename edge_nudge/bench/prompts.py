@@ -1,0 +1,71 @@
+"""The fixed prompts of the benchmark, our own texts, the same on every machine.
+
+Owns the texts. Never imports anything, so that a help text may list their names.
+
+1. A prompt never changes without a new name: figures of two versions stay comparable.
+2. The long one is built from sentences, about 1,500 tokens for an English vocabulary, all of them different.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Conversation: TypeAlias = tuple[dict[str, str], ...]
+
+_WINDS = ("a light breeze", "a fresh wind", "half a gale", "hardly any wind", "squalls")
+_SIDES = ("the north", "the south-west", "the open sea", "the harbour side")
+_SHIPS = ("two trawlers", "a coal barge", "the mail boat", "a yacht under storm sails", "no ship at all", "a pilot cutter")
+_WORKS = (
+    "cleaned the lens with spirit and a soft cloth",
+    "painted the railing of the gallery",
+    "wound the clockwork twice because the weight had stuck",
+    "repaired a broken pane before the rain came",
+    "counted the oil barrels in the cellar",
+    "wrote a letter to the inspector about the leaking roof",
+    "took the boat across for bread and newspapers",
+)
+_N_DAYS = 36
+
+
+def _day(number: int) -> str:
+    """Return one entry; the cycles have lengths without a common factor, so that no two entries are alike."""
+    return (
+        f"Day {number}: {_WINDS[number % 5]} from {_SIDES[number % 4]}, {_SHIPS[number % 6]} in sight; "
+        f"the keeper {_WORKS[number % 7]}, and the lamp burned for {9 + number % 6} hours."
+    )
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+_LOGBOOK = "\n".join(_day(number) for number in range(1, _N_DAYS + 1))
+
+PROMPTS: dict[str, Conversation] = {
+    "short": (_user("Why do leaves change their colour in autumn?"),),
+    "long": (
+        _user(
+            "Here is the logbook of a lighthouse.\n\n"
+            f"{_LOGBOOK}\n\n"
+            "Describe in a few paragraphs what life at this lighthouse was like."
+        ),
+    ),
+    "code": (
+        _user(
+            "Write a Python function that takes a list of words and returns a dictionary with the number of times "
+            "each word occurs. Explain each line."
+        ),
+    ),
+    "list": (_user("Give me a numbered list of fifteen things to pack for a week of hiking, one sentence for each."),),
+    "multi-turn": (
+        _user("Which planet is the largest of the solar system?"),
+        _assistant("Jupiter is the largest planet of the solar system."),
+        _user("And how many times larger than the Earth is it?"),
+        _assistant("Its diameter is about eleven times that of the Earth."),
+        _user("Explain to a child what it would look like from one of its moons."),
+    ),
+}

@@ -1,0 +1,91 @@
+"""From options to a loaded pair: what every command that loads models does alike.
+
+Owns the order: settings are checked, files found (or fetched), models loaded. Never decides what is done with them.
+
+1. What is wrong in a setting is found before anything is fetched or loaded, and is named as it was typed.
+2. While models load, a signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_nudge.cli import options, streams
+from edge_nudge.cli.interrupts import Interrupts
+from edge_nudge.cli.render import is_terminal, one_line, wants_color
+from edge_nudge.core.events import Role
+from edge_nudge.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_nudge.runtime import Pair, PairSpec
+
+
+def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Interrupts) -> Pair:
+    """Find and load the pair that the model options name. Raises InputError in the user's terms, and what loading does."""
+    from edge_nudge import runtime
+    from edge_nudge.core.template import base_format
+
+    settings = _load_settings(values)
+    try:
+        if values["base_prompt_format"] is not None:
+            base_format(values["base_prompt_format"])
+        runtime.check_load_settings(**settings)
+        spec = runtime.find_pair(
+            values["pair"],
+            base=values["base"],
+            nudging=values["nudge"],
+            base_prompt_format=values["base_prompt_format"],
+            say=streams.tell,
+        )
+        with _loading(spec, values, interrupts):
+            return runtime.load_pair(spec, **settings)
+    except InputError as error:
+        raise options.in_users_terms(error, context) from None
+
+
+def tell_notes(pair: Pair, values: Mapping[str, Any]) -> None:
+    """Tell what runs where: on a terminal what a GPU does, with -v all."""
+    if values["verbose"]:
+        for line in (*pair.notes, pair.threads, *warnings(pair, values)):
+            streams.tell(one_line(line))
+    elif is_terminal(sys.stderr):
+        for line in pair.notes:
+            streams.tell(one_line(line))
+
+
+def warnings(pair: Pair, values: Mapping[str, Any]) -> list[str]:
+    """Return what is not as one might think: text that a tokenizer loses, a context smaller than asked for."""
+    found = [f"{role.value} model: {defect}" for role, defect in pair.defects.items()]
+    asked = values["ctx_size"]
+    for role, backend in ((Role.BASE, pair.base), (Role.NUDGING, pair.nudging)):
+        n_ctx = backend.info.n_ctx
+        if asked is not None and n_ctx < asked:
+            found.append(f"{role.value} model: a context of {asked} tokens was asked for, it has {n_ctx}")
+    return found
+
+
+def _load_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what load_pair is told; what was not given keeps its default there."""
+    names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers")
+    return {name: values[name] for name in names if values[name] is not None}
+
+
+@contextmanager
+def _loading(spec: PairSpec, values: Mapping[str, Any], interrupts: Interrupts) -> Iterator[None]:
+    """Say on a terminal that models are being loaded, and take it away again."""
+    if not is_terminal(sys.stderr) or values["verbose"]:
+        with interrupts.at_once():
+            yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, no_color=not wants_color(values["color"], sys.stderr))
+    what = Text(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
+    with console.status(what) as status, interrupts.at_once(status.stop):
+        yield
