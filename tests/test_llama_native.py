@@ -160,6 +160,22 @@ def test_the_callback_never_raises(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_interrupt_inside_the_callback_comes_out_of_the_native_call(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from edge_nudge.engine import native
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native.relay, "feed", interrupt)
+    native.log_callback()(ERROR, b"text\n", None)
+    with pytest.raises(KeyboardInterrupt):
+        native.raise_held_interrupt()
+    native.raise_held_interrupt()
+    assert capfd.readouterr() == ("", "")
+
+
 # Files and numbers that cannot be
 
 

@@ -230,6 +230,7 @@ class LlamaBackend:
                 self._resync()
         if code != 0:
             raise EngineError(_decode_failure(self._info.name, int(code or 0), n_tokens, n_before))
+        native.raise_held_interrupt()
         self._rows = tuple(rows)
 
     def scores(self, row: int) -> NDArray[np.float32]:

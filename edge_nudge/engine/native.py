@@ -111,8 +111,20 @@ def _on_message(level: int, text: bytes | None, _user_data: object) -> None:
         return
     try:
         relay.feed(level, text)
+    except KeyboardInterrupt:  # a signal came while native code was calling us: it belongs to that call
+        _held_interrupts.append(level)
     except Exception:
         return
+
+
+_held_interrupts: list[int] = []
+
+
+def raise_held_interrupt() -> None:
+    """Raise KeyboardInterrupt if one came inside the log callback since the last time."""
+    if _held_interrupts:
+        _held_interrupts.clear()
+        raise KeyboardInterrupt
 
 
 _callback = llama_cpp.llama_log_callback(_on_message)  # must outlive every native call: a module global
