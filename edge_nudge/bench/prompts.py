@@ -3,7 +3,8 @@
 Owns the texts. Never imports anything, so that a help text may list their names.
 
 1. A prompt never changes without a new name: figures of two versions stay comparable.
-2. The long one is built from sentences, about 1,500 tokens for an English vocabulary, all of them different.
+2. With the demo pair none of them ends before 100 tokens, in any mode.
+3. The long one is built from sentences, about 1,500 tokens for an English vocabulary, all of them different.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ Conversation: TypeAlias = tuple[dict[str, str], ...]
 
 _WINDS = ("a light breeze", "a fresh wind", "half a gale", "hardly any wind", "squalls")
 _SIDES = ("the north", "the south-west", "the open sea", "the harbour side")
-_SHIPS = ("two trawlers", "a coal barge", "the mail boat", "a yacht under storm sails", "no ship at all", "a pilot cutter")
+_SHIPS = (
+    "two trawlers",
+    "a coal barge",
+    "the mail boat",
+    "a yacht under storm sails",
+    "no ship at all",
+    "a pilot cutter",
+)
 _WORKS = (
     "cleaned the lens with spirit and a soft cloth",
     "painted the railing of the gallery",
@@ -47,13 +55,7 @@ _LOGBOOK = "\n".join(_day(number) for number in range(1, _N_DAYS + 1))
 
 PROMPTS: dict[str, Conversation] = {
     "short": (_user("Why do leaves change their colour in autumn?"),),
-    "long": (
-        _user(
-            "Here is the logbook of a lighthouse.\n\n"
-            f"{_LOGBOOK}\n\n"
-            "Describe in a few paragraphs what life at this lighthouse was like."
-        ),
-    ),
+    "long": (_user(f"{_LOGBOOK}\n\nThis was the logbook of a lighthouse. Write a long story about the keeper."),),
     "code": (
         _user(
             "Write a Python function that takes a list of words and returns a dictionary with the number of times "
@@ -66,6 +68,6 @@ PROMPTS: dict[str, Conversation] = {
         _assistant("Jupiter is the largest planet of the solar system."),
         _user("And how many times larger than the Earth is it?"),
         _assistant("Its diameter is about eleven times that of the Earth."),
-        _user("Explain to a child what it would look like from one of its moons."),
+        _user("Write a story for children about a journey to one of its moons."),
     ),
 }

@@ -30,7 +30,9 @@ def trials_document(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
     """Return all figures: for each prompt, over all prompts, and each single answer."""
     by_prompt = {name: [trial for trial in trials if trial.prompt == name] for name in plan.prompts}
     return {
-        "prompts": {name: {"prompt_tokens": _prompt_tokens(own), **_section(own, plan)} for name, own in by_prompt.items()},
+        "prompts": {
+            name: {"prompt_tokens": _prompt_tokens(own), **_section(own, plan)} for name, own in by_prompt.items()
+        },
         "all": _section(trials, plan),
         "early_ends": [
             {

@@ -9,6 +9,7 @@ Owns the order: settings are checked, files found (or fetched), models loaded. N
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from edge_nudge.runtime import Pair, PairSpec
 
 
-def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Interrupts) -> Pair:
-    """Find and load the pair that the model options name. Raises InputError in the user's terms, and what loading does."""
+def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Interrupts) -> tuple[Pair, float]:
+    """Find and load the pair that the model options name; return it and the seconds that loading took.
+
+    Raises InputError in the user's terms, and what fetching and loading raise.
+    """
     from edge_nudge import runtime
     from edge_nudge.core.template import base_format
 
@@ -42,10 +46,12 @@ def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Int
             base_prompt_format=values["base_prompt_format"],
             say=streams.tell,
         )
+        started = time.perf_counter()
         with _loading(spec, values, interrupts):
-            return runtime.load_pair(spec, **settings)
+            pair = runtime.load_pair(spec, **settings)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
+    return pair, time.perf_counter() - started
 
 
 def tell_notes(pair: Pair, values: Mapping[str, Any]) -> None:

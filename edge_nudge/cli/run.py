@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +60,14 @@ def _run(context: click.Context, values: dict[str, Any], interrupts: Interrupts)
         request = _request(prompt, values)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
-    started = time.perf_counter()
-    pair = opening.open_pair(context, values, interrupts)
+    pair, load_s = opening.open_pair(context, values, interrupts)
     with pair:
-        load_s = time.perf_counter() - started
         _answer(pair, pair.spec.resolve(request), values, interrupts, load_s=load_s)
 
 
 def _request(prompt: str, values: dict[str, Any]) -> GenerateRequest:
     from edge_nudge.core.request import build_request
+
     messages = [{"role": "user", "content": prompt}]
     if values["system"] is not None:
         messages.insert(0, {"role": "system", "content": values["system"]})

@@ -1,0 +1,182 @@
+"""The report of `edge-nudge bench` as text: what was measured on what, then tables.
+
+Owns the look. Never computes a figure: all of them are in the document that --json prints.
+
+1. Plain text everywhere, no colours: a report is pasted into other texts.
+2. A figure that is not there is a dash.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from edge_nudge.cli.render import is_terminal, one_line
+
+Document: TypeAlias = Mapping[str, Any]
+
+_ENDLESS = 1000  # columns: where no one reads, no line is broken
+_NONE = "-"
+_LABELS = {"base": "base alone", "nudging": "nudging alone", "nudged": "nudged", "reference": "reference"}
+_LEFT = ("prompt", "mode")
+
+
+def report_text(document: Document) -> str:
+    """Return the whole report, ending with a newline."""
+    lines = list(_head(document))
+    if document["kind"] == "costs":
+        for role, curve in document["costs"].items():
+            lines += ["", _costs_title(role, curve), *_costs_table(curve)]
+    else:
+        lines += ["", "Speed: median (quartiles), reading the prompt included", *_speed_table(document)]
+        lines += ["", "Ratios within one trial: tokens/s, time to the first piece", *_ratio_table(document)]
+        lines += ["", "For each token of an answer: tokens evaluated by cause (prompt apart), native calls"]
+        lines += [*_count_table(document), *_early_ends(document)]
+    peak = document["peak_memory"]
+    if peak["bytes"] is not None:
+        lines += ["", f"peak memory {peak['bytes'] / 1e6:.0f} MB: {peak['includes']}"]
+    return "\n".join(lines) + "\n"
+
+
+def _head(document: Document) -> Iterator[str]:
+    machine, pair = document["machine"], document["pair"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    cores = f"{machine['physical_cores'] or 'unknown'} physical, {machine['logical_cores'] or 'unknown'} logical cores"
+    yield f"machine   {one_line(machine['platform'])}; {one_line(machine['processor'] or 'unknown processor')}; {cores}"
+    if machine["threads"]:
+        yield f"          {one_line(machine['threads'])}"
+    yield f"versions  {versions}"
+    for role in ("base", "nudging"):
+        model = pair[role]
+        yield f"{role:<9} {one_line(model['file'])}, context {model['n_ctx']}, sha256 {model['sha256']}"
+        if model["offload"]:
+            yield f"          {one_line(model['offload'])}"
+    if "settings" in document:
+        asked = document["settings"]
+        yield (
+            f"settings  {_counted(asked['max_tokens'], 'token')}, {_counted(asked['trials'], 'trial')}, one warm-up, "
+            f"gamma {asked['gamma']:g}, greedy, no loop guard, no restart guard, cold caches before each answer"
+        )
+    for warning in document["warnings"]:
+        yield f"warning   {one_line(warning)}"
+
+
+def _sections(document: Document) -> list[tuple[str, Document]]:
+    """Return the prompts and, where there are several, all of them together."""
+    prompts = list(document["prompts"].items())
+    return [*prompts, ("all", document["all"])] if len(prompts) > 1 else prompts
+
+
+def _speed_table(document: Document) -> list[str]:
+    rows = []
+    for name, section in _sections(document):
+        for mode, figures in section["modes"].items():
+            tokens = sorted(set(figures["n_tokens"]))
+            shown = f"{tokens[0]}-{tokens[-1]}" if len(tokens) > 1 else str(tokens[0])
+            rows.append((
+                name, _LABELS[mode], _prompt_tokens(section, mode), shown, _spread(figures["tokens_per_s"], ".1f"),
+                _spread(figures["first_piece_s"], ".3f"), _spread(figures["outside_native"], ".1%"),
+            ))  # fmt: skip
+    titles = ("prompt", "mode", "prompt tokens", "tokens", "tokens/s", "first piece s", "outside native calls")
+    return _table(titles, rows)
+
+
+def _prompt_tokens(section: Document, mode: str) -> str:
+    if "prompt_tokens" not in section:
+        return ""
+    counts = section["prompt_tokens"]
+    return str(counts[mode]) if mode in counts else f"{counts['base']} + {counts['nudging']}"
+
+
+def _ratio_table(document: Document) -> list[str]:
+    ratios = document["all"]["ratios"]
+    speeds, firsts = tuple(ratios["tokens_per_s"]), tuple(ratios["first_piece_s"])
+    rows = []
+    for name, section in _sections(document):
+        of = section["ratios"]
+        cells = [_spread(of["tokens_per_s"][pair], ".2f") for pair in speeds]
+        rows.append((name, *cells, *(_spread(of["first_piece_s"][pair], ".2f") for pair in firsts)))
+    return _table(("prompt", *speeds, *(f"first piece: {pair}" for pair in firsts)), rows)
+
+
+def _count_table(document: Document) -> list[str]:
+    rows = []
+    for name, section in _sections(document):
+        for mode, figures in section["modes"].items():
+            cells = []
+            for role in ("base", "nudging"):
+                counts = figures["per_token"][role]
+                cells += [_number(counts[key], ".2f") for key in ("own", "catch_up", "reevaluated", "calls")]
+            handoffs, ratio = figures["handoffs_per_token"], figures["nudging_ratio"]
+            rows.append((name, _LABELS[mode], *cells, _number(handoffs, ".2f"), _number(ratio, ".1%")))
+    columns = [f"{role}: {what}" for role in ("base", "nudging") for what in ("own", "catch-up", "again", "calls")]
+    return _table(("prompt", "mode", *columns, "handoffs", "nudging ratio"), rows)
+
+
+def _early_ends(document: Document) -> list[str]:
+    ends = document["early_ends"]
+    found: dict[tuple[str, str, int, str], int] = {}
+    for end in ends:
+        key = (end["prompt"], end["mode"], end["n_tokens"], end["detail"])
+        found[key] = found.get(key, 0) + 1
+    lines = [
+        f"  {prompt}, {_LABELS[mode]}: {_counted(n_tokens, 'token')} ({detail.replace('_', ' ')}), "
+        f"{n_times} of {document['settings']['trials']} trials"
+        for (prompt, mode, n_tokens, detail), n_times in found.items()
+    ]
+    return ["", "Answers that ended early:", *lines] if lines else []
+
+
+def _costs_title(role: str, curve: Document) -> str:
+    return (
+        f"{role} model, {curve['n_vocab']} scores in a row, behind {curve['context_tokens']} tokens, "
+        f"median of {_counted(curve['rounds'], 'round')}, taken back by {curve['reset_by']}"
+    )
+
+
+def _costs_table(curve: Document) -> list[str]:
+    rows = [
+        (
+            str(batch["n_tokens"]), _number(batch["last_ms"], ".2f"), _number(batch["last_steps"], ".2f"),
+            _number(batch["every_ms"], ".2f"), _number(batch["every_steps"], ".2f"),
+        )
+        for batch in curve["batches"]
+    ]  # fmt: skip
+    return _table(("tokens", "last score: ms", "steps", "every score: ms", "steps"), rows)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out a table; a first cell equal to the one above is left out."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for title in titles:
+        table.add_column(Text(title), justify="left" if title in _LEFT else "right", overflow="fold")
+    above = None
+    for first, *rest in rows:
+        table.add_row(*(Text(cell) for cell in ("" if first == above else first, *rest)))
+        above = first
+    out = io.StringIO()
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else _ENDLESS
+    Console(file=out, width=width, color_system=None, force_terminal=False).print(table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def _spread(figure: Mapping[str, float] | None, form: str) -> str:
+    if figure is None:
+        return _NONE
+    median, q1, q3 = (f"{figure[name]:{form}}" for name in ("median", "q1", "q3"))
+    return median if figure["q1"] == figure["q3"] else f"{median} ({q1}-{q3})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NONE if value is None else f"{value:{form}}"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"1 {noun}" if n == 1 else f"{n} {noun}s"
