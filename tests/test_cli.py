@@ -312,7 +312,7 @@ def test_a_pair_that_cannot_be_fetched_exits_with_4(invoke: Invoke, monkeypatch:
 
 
 def test_an_engine_failure_keeps_the_text_so_far(invoke: Invoke, tmp_path: Path) -> None:
-    load = loader(fail=lambda call: 0 if call == 3 else None)
+    load = loader(fail=lambda call: 0 if call == 4 else None)
     ended = invoke("run", *FILES, "hi", load=load)
     assert ended.code == 1
     assert ended.out == "The sky is\n"

@@ -65,6 +65,10 @@ def test_both_models_write_and_every_count_adds_up(pair: Pair) -> None:
 def test_the_same_request_gives_the_same_answer_cold_and_warm(pair: Pair, demo_paths: tuple[Path, Path]) -> None:
     """Case B34, in one process and in a new one."""
     settings = {"max_tokens": 40, "seed": 7}
+    for question in ("Write a riddle about a clock.", "List three uses of salt and explain each of them at length."):
+        pair.forget()
+        cold = [event for event in pair.stream(question, **settings) if isinstance(event, Piece)]
+        assert [event for event in pair.stream(question, **settings) if isinstance(event, Piece)] == cold
     first = text_of(list(pair.stream(QUESTION, **settings)))
     list(pair.stream("Tell me a story about a dog.", max_tokens=20))
     assert text_of(list(pair.stream(QUESTION, **settings))) == first

@@ -105,7 +105,11 @@ class Session:
         n_evaluated = len(ids) - n_keep
         self._count_tail(n_keep, len(ids))
         if self._backend.info.can_rewind:
-            self._evaluate(ids[n_keep:])
+            # The last token of a long tail goes alone, as it will when the same request comes again and only that
+            # token is evaluated: a batch is not bit-equal to single steps, and an answer must not depend on the cache.
+            n_alone = n_keep if n_evaluated <= SEAM else len(ids) - 1
+            self._evaluate(ids[n_keep:n_alone], is_end=False)
+            self._evaluate(ids[n_alone:])
         else:
             self._evaluate_with_checkpoint(ids, n_keep)
         return SyncCost(n_keep, n_before - min(n_keep, n_before), n_evaluated)
@@ -161,18 +165,18 @@ class Session:
     def _evaluate_with_checkpoint(self, ids: Sequence[int], n_keep: int) -> None:
         """Evaluate the tail, saving the state before the part that the next handoff may change."""
         n_save = max(n_keep, len(ids) - SEAM)
-        self._evaluate(ids[n_keep:n_save])
+        self._evaluate(ids[n_keep:n_save], is_end=False)
         if n_save and not (self._checkpoints and self._checkpoints[-1].n_ids == n_save):
             self._checkpoints.append(_Checkpoint(n_save, self._backend.save()))
         self._evaluate(ids[n_save:])
 
-    def _evaluate(self, tokens: Sequence[int]) -> None:
+    def _evaluate(self, tokens: Sequence[int], *, is_end: bool = True) -> None:
         n_batch = self._backend.info.n_batch
         for start in range(0, len(tokens), n_batch):
             if self._is_cancelled():
                 raise Cancelled
             batch = tokens[start : start + n_batch]
-            is_last = start + n_batch >= len(tokens)
+            is_last = is_end and start + n_batch >= len(tokens)
             self._evaluate_batch(batch, (len(batch) - 1,) if is_last else ())
 
     def _evaluate_batch(self, tokens: Sequence[int], rows: tuple[int, ...]) -> None:
