@@ -159,7 +159,7 @@ def test_common_prefix(a: list[int], b: list[int], n: int) -> None:
     assert common_prefix(a, b) == n == common_prefix(b, a)
 
 
-def test_the_last_token_of_a_long_tail_goes_alone_as_it_does_when_the_request_comes_again() -> None:
+def test_the_last_token_of_a_prompt_goes_alone_as_it_does_when_the_request_comes_again() -> None:
     """Case B34: a batch is not bit-equal to single steps, and an answer must not depend on the cache."""
     sizes: list[list[int]] = []
     session = make()
@@ -167,7 +167,8 @@ def test_the_last_token_of_a_long_tail_goes_alone_as_it_does_when_the_request_co
     backend_of(session).evaluate = lambda tokens, rows=(): (sizes[-1].append(len(tokens)), evaluate(tokens, rows))[1]  # type: ignore[method-assign,misc]
     for _ in range(2):
         sizes.append([])
+        session.begin(12, ModelUsage())
         session.sync([5, 6, 7] * 4)
         session.advance(4)
-        session.sync([*[5, 6, 7] * 4, 4, 8, 9])
-    assert sizes == [[11, 1, 1, 2], [1, 1, 2]]
+        session.sync([*[5, 6, 7] * 4, 4, 8, 9, 8, 9, 8])
+    assert sizes == [[11, 1, 1, 5], [1, 1, 5]]

@@ -99,15 +99,16 @@ class Session:
         if n_common == len(ids) == n_before and self._row is not None:
             return SyncCost(n_common, 0, 0)
         n_keep = self._cut_back(min(n_common, len(ids) - 1))
-        if self._n_seen == 0:
+        is_first = self._n_seen == 0
+        if is_first:
             self.usage.n_reused = min(n_keep, self._n_prompt)
         self._n_seen = max(self._n_seen, n_keep)
         n_evaluated = len(ids) - n_keep
         self._count_tail(n_keep, len(ids))
         if self._backend.info.can_rewind:
-            # The last token of a long tail goes alone, as it will when the same request comes again and only that
-            # token is evaluated: a batch is not bit-equal to single steps, and an answer must not depend on the cache.
-            n_alone = n_keep if n_evaluated <= SEAM else len(ids) - 1
+            # The prompt's last token goes alone, as it does when the same request comes again and only that token is
+            # evaluated: a batch is not bit-equal to single steps, and an answer must not depend on the cache.
+            n_alone = len(ids) - 1 if is_first else n_keep
             self._evaluate(ids[n_keep:n_alone], is_end=False)
             self._evaluate(ids[n_alone:])
         else:
