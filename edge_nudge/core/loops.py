@@ -35,18 +35,13 @@ class LoopGuard:
         self._units.append((n_old, n_tokens))
         self._n_tokens += n_tokens
         self._end = len(text)
-        earlier = -1
-        while self._units:
-            start = self._units[0][0]
-            earlier = text.find(text[start:], 0, len(text) - 1)
-            if earlier >= 0:
-                break
+        while self._units and text.find(text[self.start :], 0, len(text) - 1) < 0:
             self._n_tokens -= self._units.popleft()[1]
         if self._n_tokens < MIN_TOKENS:
             return False
-        start = self._units[0][0]
-        overlaps = text.rfind(text[start:], 0, len(text) - 1) + len(text) - start > start
-        return overlaps or len(text[start:].split()) > MIN_WORDS
+        run = text[self.start :]
+        overlaps = text.rfind(run, 0, len(text) - 1) + len(run) > self.start
+        return overlaps or len(run.split()) > MIN_WORDS
 
     def cut(self, end: int) -> None:
         """Forget the run: the text ends at `end` now."""
