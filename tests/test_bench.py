@@ -20,9 +20,10 @@ from edge_nudge.bench import machine, report, trials
 from edge_nudge.bench.prompts import PROMPTS
 from edge_nudge.bench.trials import ALWAYS, COMMON, MODES, Plan, Trial, rotated, run_trials, schedule
 from edge_nudge.cli import bench as command
+from edge_nudge.core.costs import CostCurve
 from edge_nudge.core.events import Cause, FinishDetail, ModelUsage, Role, Usage
 from edge_nudge.core.request import GenerateRequest
-from edge_nudge.engine.costs import SIZES, CostCurve, measure_costs
+from edge_nudge.engine.costs import SIZES, measure_costs
 from edge_nudge.errors import ContextOverflowError, EngineError, InputError
 from edge_nudge.testing import FakeBackend, ToyVocabulary, hashed_scores
 

@@ -132,7 +132,14 @@ def test_causes_add_up() -> None:
     session.sync([4, 5, 6, 7, 8])  # prompt of 3, two words of the other model
     session.advance(9)
     session.sync([4, 5, 6, 7, 5, 5, 5])  # from position 4 on: two were there before, one is new
-    assert usage.evaluated == {Cause.PROMPT: 3, Cause.CATCH_UP: 3, Cause.OWN: 1, Cause.REEVALUATED: 2}
+    assert usage.evaluated == {
+        Cause.PROMPT: 3,
+        Cause.CATCH_UP: 3,
+        Cause.OWN: 1,
+        Cause.REEVALUATED: 2,
+        Cause.VERIFIED: 0,
+        Cause.WASTED: 0,
+    }
     assert usage.n_evaluated == backend_of(session).n_evaluated
     assert usage.n_calls == backend_of(session).n_calls == 4
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edge_nudge.bench.trials import COMMON, MODES, Plan, Trial
+from edge_nudge.core.costs import CostCurve
 from edge_nudge.core.events import Cause, ModelUsage, Role
-from edge_nudge.engine.costs import CostCurve
 
 Figure = Callable[[Trial], "float | None"]
 

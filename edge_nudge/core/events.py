@@ -66,6 +66,8 @@ class Cause(str, Enum):
     OWN = "own"  # written by this model
     CATCH_UP = "catch_up"  # written by the other model
     REEVALUATED = "reevaluated"  # known before, dropped at a seam or by a rewind, evaluated once more
+    VERIFIED = "verified"  # guessed and evaluated ahead, and the text came out so: each saved work later
+    WASTED = "wasted"  # guessed and evaluated ahead, and the text came out otherwise
 
 
 @dataclass(frozen=True, slots=True)

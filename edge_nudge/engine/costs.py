@@ -17,9 +17,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from edge_nudge.core.backend import Backend
+from edge_nudge.core.costs import BatchCost, CostCurve
 from edge_nudge.errors import EngineError
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -32,31 +32,6 @@ _TEXT = (
     b"has been good. Nobody remembers who built the bridge. It has seven arches, one of them walled up, and "
     b"under the third one there lives an owl. "
 )
-
-
-@dataclass(frozen=True, slots=True)
-class BatchCost:
-    """Seconds of one batch, medians."""
-
-    n_tokens: int
-    last_s: float  # scores for the last token only
-    every_s: float  # scores for every token
-
-
-@dataclass(frozen=True, slots=True)
-class CostCurve:
-    """What batches cost one model on this machine now."""
-
-    n_vocab: int
-    n_context: int
-    n_rounds: int
-    reset_by: str  # "rewind", or "re-evaluation" where a model cannot
-    costs: tuple[BatchCost, ...]
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step: one token, one row of scores."""
-        return self.costs[0].last_s
 
 
 def measure_costs(
@@ -101,7 +76,7 @@ def measure_costs(
     lower = statistics.median_low
     costs = tuple(BatchCost(size, lower(timed[size, False]), lower(timed[size, True])) for size in sizes)
     how = "rewind" if info.can_rewind else "re-evaluation"
-    return CostCurve(info.n_vocab, n_context, n_rounds, how, costs)
+    return CostCurve(info.n_vocab, n_context, n_rounds, how, costs, exact=1)
 
 
 def _some_ids(backend: Backend, n_ids: int) -> list[int]:
