@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import Event, Role
+from edge_nudge.core.foresight import Foresight
+from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt
 from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
+from edge_nudge.core.schedule import Schedule
 from edge_nudge.core.session import Session
 from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
 from edge_nudge.core.writer import Writer
@@ -30,6 +33,7 @@ from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
+    from edge_nudge.core.costs import CostCurve
 
 DEFAULT_CTX_SIZE = 4096
 DEFAULT_BASE_FORMAT = "qa"
@@ -75,6 +79,7 @@ class Pair:
 
     `notes` are sentences a user should see once: what runs on a GPU and why; `threads` says how many and why;
     `defects` are what a tokenizer loses, by role: rare bytes that reach that model's eyes changed or not at all.
+    `curves` are what batches cost; a model without one evaluates nothing ahead.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Pair:
         notes: Sequence[str] = (),
         threads: str = "",
         defects: Mapping[Role, str] | None = None,
+        curves: Mapping[Role, CostCurve] | None = None,
     ) -> None:
         self.spec = spec
         self.notes = tuple(notes)
@@ -94,6 +100,8 @@ class Pair:
         self.base, self.nudging = base, nudging
         self._format: BaseFormat = base_format(spec.base_prompt_format)
         self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
+        self.curves = dict(curves or {})
+        self._schedules = {role: Schedule(curve) for role, curve in self.curves.items()}
         self._sessions = {Role.BASE: Session(base), Role.NUDGING: Session(nudging)}
         self._answer: Answer | None = None
 
@@ -171,7 +179,17 @@ class Pair:
         return encode_prompt(self.nudging, render_chat(self._template, request.messages, bos=bos, eos=eos, now=now))
 
     def _writer(self, role: Role, backend: Backend, prompt: Prompt, request: GenerateRequest, seed: int) -> Writer:
-        return Writer(role, backend, self._sessions[role], prompt, request.sampling, seed)
+        foresight = self._foresight(role, request)
+        return Writer(role, backend, self._sessions[role], prompt, request.sampling, seed, foresight)
+
+    def _foresight(self, role: Role, request: GenerateRequest) -> Foresight | None:
+        schedule = self._schedules.get(role)
+        if schedule is None or not request.nudge.verify_ahead:
+            return None
+        # A nudging word needs the token behind it as well, and what follows is the base model's: more than one
+        # guess would only save a token of a catch-up, which is cheap.
+        is_shared = role is Role.NUDGING and make_policy(request.nudge).solo is None
+        return Foresight(schedule, most=1 if is_shared else None)
 
 
 def find_pair(

@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from worlds import World, decoded, random_world, referred
+from worlds import GUESSING, World, decoded, random_world, referred, straight_curve
 
-from edge_nudge.core.events import Finished, Handoff, HandoffReason, Piece, Role
+from edge_nudge.core.costs import CostCurve
+from edge_nudge.core.events import Cause, Finished, Handoff, HandoffReason, ModelUsage, Piece, Role
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.request import build_request
 from edge_nudge.errors import ContextOverflowError, EngineError, NonFiniteScoresError
@@ -21,9 +22,10 @@ def worlds(numbers: range, **fixed: object) -> list[tuple[int, World]]:
     return [(number, random_world(number, **fixed)) for number in numbers]
 
 
-def assert_equals_reference(numbers: range) -> set[str]:
+def assert_equals_reference(numbers: range, curve: CostCurve | None = None) -> set[str]:
     seen: set[str] = set()
     for number, world in worlds(numbers):
+        world.curve = curve
         answer = world.answer()
         assert answer == referred(world.reference()), f"world {number}"
         seen |= {answer.detail, *(unit[3] for unit in answer.units)}
@@ -32,6 +34,37 @@ def assert_equals_reference(numbers: range) -> set[str]:
 
 def test_equals_the_reference() -> None:
     assert_equals_reference(range(100))
+
+
+@pytest.mark.parametrize("curve", [GUESSING, straight_curve(0.1, 0.2, exact=3), straight_curve(0.4, 0.5)])
+def test_guesses_change_nothing(curve: CostCurve) -> None:
+    assert_equals_reference(range(100, 160), curve)
+
+
+@pytest.mark.thorough
+def test_guesses_change_nothing_in_a_thousand_worlds() -> None:
+    assert_equals_reference(range(6000, 7000), GUESSING)
+
+
+def test_guesses_come_true_and_save_calls() -> None:
+    """Worlds that forget most of the past repeat themselves: there most guesses are right."""
+    usages = {}
+    for curve in (None, GUESSING):
+        usages[curve] = ModelUsage()
+        fixed = {"gamma": 0.5, "max_tokens": 60, "temp": 0.0, "end_prob": 2.0, "stop": [], "loop_guard": False}
+        for _, world in worlds(range(200, 300), rule="top_prob", **fixed):
+            world.curve = curve
+            *_, finished = world.decoder().run()
+            assert isinstance(finished, Finished)
+            usages[curve].n_calls += finished.usage.base.n_calls
+            for cause, n_tokens in finished.usage.base.evaluated.items():
+                usages[curve].evaluated[cause] += n_tokens
+    plain, guessing = usages[None], usages[GUESSING]
+    assert plain.evaluated[Cause.VERIFIED] == plain.evaluated[Cause.WASTED] == 0
+    assert guessing.evaluated[Cause.VERIFIED] > 100
+    assert guessing.n_calls < 0.95 * plain.n_calls
+    known = (Cause.PROMPT, Cause.OWN, Cause.CATCH_UP, Cause.REEVALUATED)
+    assert sum(guessing.evaluated[c] for c in (*known, Cause.VERIFIED)) == sum(plain.evaluated[c] for c in known)
 
 
 @pytest.mark.thorough

@@ -17,6 +17,8 @@ from edge_nudge.testing import FakeBackend, ToyVocabulary, hashed_scores
 
 VOCABULARY = ToyVocabulary((" the", "ab"))
 SCORER = hashed_scores(VOCABULARY, 1)
+NO_GUESS: list[int] = []
+GUESS = st.lists(st.integers(4, 9), max_size=5)
 IDS = st.lists(st.integers(4, 9), min_size=1, max_size=24)
 
 
@@ -45,37 +47,53 @@ class SessionMachine(RuleBasedStateMachine):
             refuse=lambda n_keep: n_keep in refuses,
             fail=lambda call: call % 2 if call in fails_at else None,
         )
+        self.can_rewind = can_rewind
         self.expected: list[int] = []
         self.is_cancelled = False
         self.usage = ModelUsage()
         self.session.begin(3, self.usage, lambda: self.is_cancelled)
 
-    @rule(ids=IDS)
-    def sync(self, ids: list[int]) -> None:
-        before = list(self.session.ids) if backend_of(self.session).n_cached == len(self.session) else []
+    @rule(ids=IDS, guess=GUESS)
+    def sync(self, ids: list[int], guess: list[int] = NO_GUESS) -> None:
+        before = list(self.session.ids) if self.is_in_step() else []
+        cached = list(backend_of(self.session).cached_ids) if self.is_in_step() else []
         try:
-            cost = self.session.sync(ids)
+            cost = self.session.sync(ids, lambda n_tokens: self.guessed(n_tokens, guess))
         except EngineError:
             assert ids[: len(self.session)] == list(self.session.ids)
             self.expected = list(self.session.ids)
             return
         assert self.session.ids == tuple(ids)
         assert cost.reused + cost.evaluated == len(ids)
-        assert cost.reused <= common_prefix(before, ids)
+        assert cost.reused <= common_prefix(cached, ids)
         assert cost.dropped == len(before) - min(cost.reused, len(before))
         self.check_scores(ids)
         self.expected = ids
 
-    @rule(n_shared=st.integers(0, 24), tail=IDS)
-    def sync_to_a_related_text(self, n_shared: int, tail: list[int]) -> None:
-        self.sync([*self.expected[:n_shared], *tail])
+    @rule(n_shared=st.integers(0, 24), tail=IDS, guess=GUESS)
+    def sync_to_a_related_text(self, n_shared: int, tail: list[int], guess: list[int]) -> None:
+        self.sync([*self.expected[:n_shared], *tail], guess)
 
-    @rule(token=st.integers(4, 9))
-    def advance(self, token: int) -> None:
+    @rule(n_tokens=st.integers(1, 5), guess=GUESS)
+    def sync_to_what_was_guessed(self, n_tokens: int, guess: list[int]) -> None:
+        n_text = len(self.expected)
+        ids = list(backend_of(self.session).cached_ids[: n_text + n_tokens])
+        if not n_text or len(ids) <= n_text:
+            return
+        n_calls = backend_of(self.session).n_calls
+        has_scores = len(ids) - 1 in self.session._rows
+        self.sync(ids, guess)
+        assert (backend_of(self.session).n_calls == n_calls) == has_scores
+
+    @rule(token=st.integers(4, 9), guess=GUESS, as_guessed=st.booleans())
+    def advance(self, token: int, guess: list[int], as_guessed: bool) -> None:
         if not self.expected:
             return
+        guessed = backend_of(self.session).cached_ids[len(self.expected) :]
+        if as_guessed and guessed:
+            token = guessed[0]
         try:
-            self.session.advance(token)
+            self.session.advance(token, lambda n_tokens: self.guessed(n_tokens, guess))
         except EngineError:
             self.expected = list(self.session.ids)
             return
@@ -98,7 +116,7 @@ class SessionMachine(RuleBasedStateMachine):
     def interrupt_between_engine_and_session(self) -> None:
         """A signal arrives after the native call and before the session has noted it."""
         backend = backend_of(self.session)
-        self.session._row = None  # as before every native call
+        self.session._rows.clear()  # as before every native call
         with suppress(EngineError):
             backend.evaluate([5])
         self.sync([4, 5, 6])
@@ -106,8 +124,18 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def the_cache_is_the_ids(self) -> None:
         if hasattr(self, "session"):
-            assert backend_of(self.session).cached_ids == self.session.ids
-            assert list(self.session.ids) == self.expected
+            cached = backend_of(self.session).cached_ids
+            assert list(self.session.ids) == self.expected == list(cached[: len(self.expected)])
+            assert self.can_rewind or len(cached) == len(self.expected)
+            assert min(self.usage.evaluated.values()) >= 0
+
+    def guessed(self, n_tokens: int, guess: list[int]) -> list[int]:
+        assert self.can_rewind, "a model that cannot take a guess back is not asked"
+        assert n_tokens > 0
+        return guess
+
+    def is_in_step(self) -> bool:
+        return len(self.session._ids) == backend_of(self.session).n_cached
 
     def check_scores(self, ids: list[int]) -> None:
         np.testing.assert_array_equal(self.session.scores, SCORER(tuple(ids)))
@@ -179,3 +207,38 @@ def test_the_last_token_of_a_prompt_goes_alone_as_it_does_when_the_request_comes
         session.advance(4)
         session.sync([*[5, 6, 7] * 4, 4, 8, 9, 8, 9, 8])
     assert sizes == [[11, 1, 1, 5], [1, 1, 5]]
+
+
+def test_guesses_that_come_true_cost_no_call() -> None:
+    session = make()
+    usage = ModelUsage()
+    session.begin(2, usage)
+    session.sync([4, 5, 6], lambda n_tokens: [7, 8, 9])
+    session.advance(7)
+    session.sync([4, 5, 6, 7, 8])
+    assert (usage.n_calls, usage.evaluated[Cause.VERIFIED], usage.evaluated[Cause.WASTED]) == (2, 2, 1)
+    np.testing.assert_array_equal(session.scores, SCORER((4, 5, 6, 7, 8)))
+    session.advance(4)  # guessed wrong
+    assert (usage.n_calls, usage.evaluated[Cause.OWN], usage.evaluated[Cause.WASTED]) == (3, 1, 1)
+    np.testing.assert_array_equal(session.scores, SCORER((4, 5, 6, 7, 8, 4)))
+    assert usage.n_evaluated == backend_of(session).n_evaluated
+
+
+def test_guesses_stay_within_batch_and_context() -> None:
+    session = make(n_batch=4, n_ctx=8)
+    session.sync([4, 5], lambda n_tokens: [6] * 9)
+    assert backend_of(session).cached_ids == (4, 5, 6, 6, 6)  # the last token of a prompt goes alone
+    session.sync([4, 5, 6, 7, 8], lambda n_tokens: [6] * 9)
+    assert backend_of(session).cached_ids == (4, 5, 6, 7, 8, 6, 6)
+    session.sync([4, 5, 6, 7, 8, 9, 9, 9], lambda n_tokens: [6] * 9)
+    assert len(session) == 8
+
+
+def test_guesses_of_the_request_before_are_reused_like_its_text() -> None:
+    session = make()
+    session.sync([4, 5], lambda n_tokens: [6, 7])
+    usage = ModelUsage()
+    session.begin(4, usage)
+    session.sync([4, 5, 6, 7])
+    assert (usage.n_reused, usage.n_calls, usage.evaluated[Cause.PROMPT]) == (3, 1, 1)
+    assert min(usage.evaluated.values()) == 0

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_nudge.core.costs import BatchCost, CostCurve
 from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import Event, Finished, Piece, Role
+from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.reference import Model, Reference
 from edge_nudge.core.request import GenerateRequest, build_request
+from edge_nudge.core.schedule import Schedule
 from edge_nudge.core.session import Session
 from edge_nudge.core.transcript import Unit
 from edge_nudge.core.writer import Writer
@@ -42,6 +45,17 @@ NUDGING_VOCABULARY = ToyVocabulary(
 SPM_VOCABULARY = ToyVocabulary(_words(NUDGING_WORDS), space_prefix=True)
 
 
+def straight_curve(
+    per_token: float, per_row: float, exact: int = 1, sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+) -> CostCurve:
+    """Return a straight curve: a step is one second, each further token and row costs so much."""
+    costs = [BatchCost(n, 1 + (n - 1) * per_token, 1 + (n - 1) * (per_token + per_row)) for n in sizes]
+    return CostCurve(300, 64, 3, "rewind", tuple(costs), exact)
+
+
+GUESSING = straight_curve(0.0, 0.0)  # a larger batch costs nothing: whatever can be guessed is evaluated
+
+
 @dataclass
 class World:
     """Everything one answer needs; fresh backends each time they are asked for."""
@@ -52,6 +66,7 @@ class World:
     base_prompt: Prompt
     nudging_prompt: Prompt
     seed: int = 1
+    curve: CostCurve | None = None  # None: nothing is evaluated ahead
 
     def sessions(self, **options: Any) -> tuple[Session, Session]:
         """Fresh sessions on fresh backends; options go to both backends."""
@@ -62,10 +77,13 @@ class World:
     ) -> Decoder:
         prompts = (self.base_prompt, self.nudging_prompt)
         writers = [
-            Writer(role, session._backend, session, prompt, self.request.sampling, self.seed)
+            Writer(role, session._backend, session, prompt, self.request.sampling, self.seed, self.foresight())
             for role, session, prompt in zip(Role, sessions or self.sessions(), prompts, strict=True)
         ]
         return Decoder(*writers, self.request, seed=self.seed, clock=lambda: 0.0, is_cancelled=is_cancelled)
+
+    def foresight(self) -> Foresight | None:
+        return None if self.curve is None else Foresight(Schedule(self.curve))
 
     def answer(self, **options: Any) -> Answer:
         """The decoder's answer on fresh backends."""

@@ -109,6 +109,9 @@ def request_options(function: F) -> F:
         ),
         click.option("--max-turns", type=int, metavar="N", help="Most turns of the nudging model; default 1000."),
         click.option("--no-loop-guard", is_flag=True, help="Let the answer repeat itself."),
+        click.option(
+            "--no-verify-ahead", is_flag=True, help="Evaluate no guesses: the same answer, each token by a call."
+        ),
         click.option("--temp", type=float, metavar="X", help="Temperature; default 0.0, always the best token."),
         click.option("--top-k", type=int, metavar="N", help="Keep the N best tokens, 0 keeps all; default 40."),
         click.option(
@@ -146,7 +149,7 @@ def output_options(function: F) -> F:
 def request_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a request that were given."""
     given = {name: values[name] for name in REQUEST_FIELDS if values[name] not in (None, ())}
-    return {**given, "loop_guard": False} if values["no_loop_guard"] else given
+    return {**given, **{name: False for name in ("loop_guard", "verify_ahead") if values[f"no_{name}"]}}
 
 
 def check_text(context: click.Context) -> None:

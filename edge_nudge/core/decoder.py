@@ -168,7 +168,7 @@ class Decoder:
             if outcome is not None:
                 return outcome
             if self._policy.solo is None:
-                answer = self._ask_base()
+                answer = self._ask_base(draft)
                 if isinstance(answer, Probe):
                     probe, top_prob = answer, answer.top_prob
                 else:
@@ -202,9 +202,9 @@ class Decoder:
             nudging.pending = token
         return None
 
-    def _ask_base(self) -> Probe | Outcome:
-        """Ask the base model behind the last word: an unsure probe, or what comes next."""
-        overlap = self._base.sync(self._transcript.text)
+    def _ask_base(self, draft: Draft) -> Probe | Outcome:
+        """Ask the base model behind the last word taken from a draft: an unsure probe, or what comes next."""
+        overlap = self._base.sync(self._transcript.text, draft.rest)
         if overlap is None:
             return CONTEXT_FULL[Role.BASE]
         probe = self._base.probe(self._policy)

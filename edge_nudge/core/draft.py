@@ -63,6 +63,11 @@ class Draft:
     def word(self, size: int) -> bytes:
         return bytes(self._data[:size])
 
+    @property
+    def rest(self) -> bytes:
+        """What is drafted and not taken yet; its last character may be incomplete."""
+        return bytes(self._data)
+
     def take(self, size: int) -> tuple[bytes, tuple[int, ...]]:
         """Remove the first `size` bytes and return them with the offsets of the tokens that begin in them.
 

@@ -109,6 +109,10 @@ class NudgeParams(BaseModel):
     )
     max_turns: _Count = Field(default=1000, ge=1, description="most nudging turns in one answer")
     loop_guard: bool = True
+    verify_ahead: bool = Field(
+        default=True,
+        description="evaluate guessed tokens along with known ones where the measured costs say that it pays",
+    )
 
     @property
     def threshold(self) -> float:

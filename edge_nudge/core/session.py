@@ -2,11 +2,14 @@
 
 Owns prefix reuse, rewinding and the count of every evaluated token by cause. Never tokenizes and never decides.
 
-1. `ids` is exactly what the backend's cache holds, also after an error, a cancel or an interrupt.
-2. A backend may refuse to rewind: then a checkpoint or a full re-evaluation gives the same result, later.
+1. The cache holds the text and, behind it, perhaps guesses: tokens evaluated ahead in the same call. `ids` is exactly
+   the text, also after an error, a cancel or an interrupt; guesses are dropped when the next call needs their place.
+2. A backend may refuse to rewind: then a checkpoint or a full re-evaluation gives the same result, later; such a
+   model is never asked about guesses.
 3. After `sync` and `advance` the scores behind the last token are at hand; they are valid until the next of
    these calls. A full prefix hit whose scores are gone evaluates the last token again.
-4. Between two native calls of a long evaluation the request can be cancelled.
+4. Where the text comes out as guessed, its scores are at hand without a call.
+5. Between two native calls of a long evaluation the request can be cancelled.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.events import Cause, ModelUsage
@@ -43,6 +47,13 @@ class _Checkpoint:
     state: bytes
 
 
+Guess: TypeAlias = Callable[[int], Sequence[int]]
+
+
+def _no_guess(n_tokens: int) -> Sequence[int]:
+    return ()
+
+
 def _never() -> bool:
     return False
 
@@ -56,8 +67,9 @@ class Session:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._ids: list[int] = []
-        self._row: int | None = None
+        self._ids: list[int] = []  # what the cache holds
+        self._n_text = 0  # so many of them are the text, the others are guesses
+        self._rows: dict[int, int] = {}  # position -> row of the last call: the scores behind that token
         self._checkpoints: deque[_Checkpoint] = deque(maxlen=N_CHECKPOINTS)
         self._n_prompt = 0
         self._n_seen = 0
@@ -66,14 +78,14 @@ class Session:
         self.usage = ModelUsage()
 
     def __repr__(self) -> str:
-        return f"<Session {self._backend.info.name}: {len(self._ids)} ids, {self.usage.n_evaluated} evaluated>"
+        return f"<Session {self._backend.info.name}: {self._n_text} ids, {self.usage.n_evaluated} evaluated>"
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._n_text
 
     @property
     def ids(self) -> tuple[int, ...]:
-        return tuple(self._ids)
+        return tuple(self._ids[: self._n_text])
 
     def begin(
         self,
@@ -86,61 +98,85 @@ class Session:
         self._n_prompt, self._n_seen = n_prompt, 0
         self._is_cancelled, self._clock = is_cancelled, clock
         self.usage = usage
+        self._n_text = len(self._ids)  # the guesses of the request before are as good as any other text now
+        self._rows.clear()  # a prompt's last token is evaluated in every request, and always alone
 
-    def sync(self, ids: Sequence[int]) -> SyncCost:
-        """Make the cache hold exactly `ids` (not empty), reusing the longest common prefix.
+    def sync(self, ids: Sequence[int], guess: Guess = _no_guess) -> SyncCost:
+        """Make the text exactly `ids` (not empty), reusing the longest common prefix.
 
+        `guess` is asked when there is something to evaluate: it gets the number of tokens in the last batch and
+        returns what may follow `ids`, to be evaluated along with them.
         Raises EngineError and Cancelled; then the session holds a prefix of `ids`.
         """
         if len(self._ids) != self._backend.n_cached:  # an interrupt came between the engine and us
             self.forget()
-        n_before = len(self._ids)
+        n_before = self._n_text
         n_common = common_prefix(self._ids, ids)
-        if n_common == len(ids) == n_before and self._row is not None:
-            return SyncCost(n_common, 0, 0)
+        if n_common == len(ids) and n_common - 1 in self._rows:
+            self._extend_text(n_common)
+            return SyncCost(n_common, n_before - min(n_common, n_before), 0)
         n_keep = self._cut_back(min(n_common, len(ids) - 1))
         is_first = self._n_seen == 0
         if is_first:
             self.usage.n_reused = min(n_keep, self._n_prompt)
-        self._n_seen = max(self._n_seen, n_keep)
-        n_evaluated = len(ids) - n_keep
+        self._extend_text(n_keep)
         self._count_tail(n_keep, len(ids))
         if self._backend.info.can_rewind:
             # The prompt's last token goes alone, as it does when the same request comes again and only that token is
             # evaluated: a batch is not bit-equal to single steps, and an answer must not depend on the cache.
             n_alone = len(ids) - 1 if is_first else n_keep
             self._evaluate(ids[n_keep:n_alone], is_end=False)
-            self._evaluate(ids[n_alone:])
+            self._evaluate(ids[n_alone:], guess)
         else:
             self._evaluate_with_checkpoint(ids, n_keep)
-        return SyncCost(n_keep, n_before - min(n_keep, n_before), n_evaluated)
+        return SyncCost(n_keep, n_before - min(n_keep, n_before), len(ids) - n_keep)
 
-    def advance(self, token: int) -> None:
-        """Evaluate one more token, written by this model. Raises EngineError and Cancelled."""
+    def advance(self, token: int, guess: Guess = _no_guess) -> None:
+        """Add one more token, written by this model, to the text; `guess` as in sync.
+
+        Raises EngineError and Cancelled.
+        """
         if self._is_cancelled():
             raise Cancelled
-        self._evaluate_batch((token,), (0,))
+        n_text = self._n_text
+        if n_text in self._rows and self._ids[n_text] == token:
+            self._extend_text(n_text + 1)
+            return
+        if n_text < len(self._ids):
+            text = self._ids[:n_text]
+            n_keep = self._cut_back(n_text)
+            if n_keep < n_text:
+                self._count_tail(n_keep, n_text)
+                self._evaluate(text[n_keep:], is_end=False)
         self.usage.evaluated[Cause.OWN] += 1
-        self._n_seen = max(self._n_seen, len(self._ids))
+        self._n_seen = max(self._n_seen, n_text + 1)
+        self._evaluate((token,), guess)
 
     @property
     def scores(self) -> Scores:
         """The scores behind the last token, shape (n_vocab,): a view, valid until the next sync or advance."""
-        assert self._row is not None, "scores are there after sync and advance only"
-        return self._backend.scores(self._row)
+        return self._backend.scores(self._rows[self._n_text - 1])
+
+    def _extend_text(self, n_text: int) -> None:
+        """Let the text be the first `n_text` tokens of the cache: guesses among them have come true."""
+        n_true = max(0, n_text - self._n_text)
+        self.usage.evaluated[Cause.WASTED] -= n_true
+        self.usage.evaluated[Cause.VERIFIED] += n_true
+        self._n_text = n_text
+        self._n_seen = max(self._n_seen, n_text)
 
     def _cut_back(self, n_keep: int) -> int:
         """Shorten the cache to at most `n_keep` ids and return how many it holds then."""
         if n_keep >= len(self._ids):
             return len(self._ids)
-        self._row = None
+        self._rows.clear()
         if n_keep > 0 and self._backend.info.can_rewind and self._backend.rewind(n_keep):
-            del self._ids[n_keep:]
+            self._shorten(n_keep)
             return n_keep
         while self._checkpoints:
             checkpoint = self._checkpoints.pop()
             if checkpoint.n_ids <= n_keep and self._backend.restore(checkpoint.state, checkpoint.n_ids):
-                del self._ids[checkpoint.n_ids :]
+                self._shorten(checkpoint.n_ids)
                 self._checkpoints.append(checkpoint)
                 return checkpoint.n_ids
         self.forget()
@@ -148,10 +184,15 @@ class Session:
 
     def forget(self) -> None:
         """Drop everything: the next sync evaluates its whole text."""
-        self._row = None
+        self._rows.clear()
         self._checkpoints.clear()
         self._backend.clear()
-        self._ids.clear()
+        self._shorten(0)
+
+    def _shorten(self, n_ids: int) -> None:
+        """Note that the cache holds `n_ids` tokens at most."""
+        del self._ids[n_ids:]
+        self._n_text = min(self._n_text, n_ids)
 
     def _count_tail(self, n_keep: int, n_ids: int) -> None:
         """Give each of the tokens [n_keep, n_ids) its cause."""
@@ -171,29 +212,46 @@ class Session:
             self._checkpoints.append(_Checkpoint(n_save, self._backend.save()))
         self._evaluate(ids[n_save:])
 
-    def _evaluate(self, tokens: Sequence[int], *, is_end: bool = True) -> None:
+    def _evaluate(self, tokens: Sequence[int], guess: Guess = _no_guess, *, is_end: bool = True) -> None:
         n_batch = self._backend.info.n_batch
         for start in range(0, len(tokens), n_batch):
             if self._is_cancelled():
                 raise Cancelled
             batch = tokens[start : start + n_batch]
-            is_last = is_end and start + n_batch >= len(tokens)
-            self._evaluate_batch(batch, (len(batch) - 1,) if is_last else ())
+            if is_end and start + n_batch >= len(tokens):
+                self._evaluate_last(batch, guess)
+            else:
+                self._evaluate_batch(batch, len(batch), ())
 
-    def _evaluate_batch(self, tokens: Sequence[int], rows: tuple[int, ...]) -> None:
-        self._row = None
+    def _evaluate_last(self, batch: Sequence[int], guess: Guess) -> None:
+        """Evaluate the end of the text, and guesses behind it as far as there is room."""
+        n_text = len(batch)
+        info = self._backend.info
+        guessed = guess(n_text) if info.can_rewind else ()
+        n_room = min(info.n_batch - n_text, info.n_ctx - n_text - len(self._ids))
+        guessed = guessed[: max(0, n_room)]
+        self.usage.evaluated[Cause.WASTED] += len(guessed)  # until they come true
+        self._evaluate_batch((*batch, *guessed), n_text, range(n_text - 1, n_text + len(guessed)))
+
+    def _evaluate_batch(self, tokens: Sequence[int], n_text: int, rows: Sequence[int]) -> None:
+        """Evaluate tokens behind the text, the first `n_text` of them text."""
+        self._rows.clear()
         self.usage.n_calls += 1
+        n_before = len(self._ids)
         started = self._clock()
         try:
             self._backend.evaluate(tokens, rows)
         except EngineError:
             self._ids.extend(tokens)
-            del self._ids[self._backend.n_cached :]
+            self._n_text = n_before + n_text
+            self._shorten(self._backend.n_cached)
             raise
         finally:
             self.usage.native_s += self._clock() - started
         self._ids.extend(tokens)
-        self._row = rows[0] if rows else None
+        self._n_text = n_before + n_text
+        for row in rows:
+            self._rows[n_before + row] = row
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,7 +4,8 @@ Owns the bundle of session, prompt view, reader and sampler, and the token drawn
 decides who writes.
 
 1. At most one token is pending: it is evaluated only when scores behind it are needed.
-2. A prompt and answer of n_ctx - 1 tokens leave room for one more token; a full context answers None or False.
+2. Guesses cost nothing where no call is made: they are made inside a call only.
+3. A prompt and answer of n_ctx - 1 tokens leave room for one more token; a full context answers None or False.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ from collections.abc import Callable, Sequence
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.continuation import Continuation
 from edge_nudge.core.events import ModelUsage, Role
+from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import NudgePolicy
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.request import SamplingParams
 from edge_nudge.core.sampling import Probe, Reader, Sampler
 from edge_nudge.core.session import Session
+from edge_nudge.core.words import whole_characters
 
 
 class Writer:
     """One model, one prompt, one answer."""
 
     def __init__(
-        self, role: Role, backend: Backend, session: Session, prompt: Prompt, sampling: SamplingParams, seed: int
+        self,
+        role: Role,
+        backend: Backend,
+        session: Session,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        seed: int,
+        foresight: Foresight | None = None,
     ) -> None:
         self.role = role
         self.end_strings = prompt.end_strings
@@ -33,6 +43,7 @@ class Writer:
         self._top: int | None = None  # the top token at the scores that are at hand, once it has been looked for
         self._backend = backend
         self._session = session
+        self._foresight = foresight  # None: nothing is evaluated ahead
         self._continuation = Continuation(prompt, backend)
         self._reader = Reader(backend.info.n_vocab, role.value)
         self._sampler = Sampler(sampling, role, seed)
@@ -48,23 +59,42 @@ class Writer:
     def begin(self, usage: ModelUsage, is_cancelled: Callable[[], bool], clock: Callable[[], float]) -> None:
         self._session.begin(self.n_prompt, usage, is_cancelled, clock)
 
-    def sync(self, answer: bytes) -> int | None:
-        """Evaluate prompt and answer as far as they are new; return the overlap in blanks, None if full."""
+    def sync(self, answer: bytes, drafted: bytes = b"") -> int | None:
+        """Evaluate prompt and answer as far as they are new; return the overlap in blanks, None if full.
+
+        `drafted` is what the other model has written behind the answer: this one may come to write the same.
+        """
         self.pending = self._top = None
         ids, overlap = self._continuation.ids(answer)
         if len(ids) >= self.n_ctx:
             return None
-        self._session.sync(ids)
+        if self._foresight is None:
+            self._session.sync(ids)
+        else:
+            self._foresight.follow(ids, self._tokenize_alone(b" " * overlap + drafted) if drafted else ())
+            self._session.sync(ids, self._foresight.guess)
         return overlap
 
     def evaluate_pending(self) -> bool:
         """Evaluate the pending token, if any, so that the next one can be drawn; False if full."""
-        if self.pending is not None:
+        token = self.pending
+        if token is not None:
             if len(self._session) + 1 >= self.n_ctx:
                 return False
-            self._session.advance(self.pending)
+            if self._foresight is None:
+                self._session.advance(token)
+            else:
+                self._foresight.push(token)
+                self._session.advance(token, self._foresight.guess)
             self.pending = self._top = None
         return True
+
+    def _tokenize_alone(self, text: bytes) -> list[int]:
+        """Tokenize what follows the answer without the answer: good enough for a guess."""
+        if self._backend.info.adds_space_prefix:
+            text = text.removeprefix(b" ")
+        n_whole = whole_characters(text)
+        return self._backend.tokenize(text[:n_whole])
 
     def probe(self, policy: NudgePolicy) -> Probe:
         """Read what the model thinks, as much of it as the policy needs. Raises NonFiniteScoresError."""

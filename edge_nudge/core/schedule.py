@@ -1,0 +1,72 @@
+"""Schedule: how many guessed tokens to evaluate along with the known ones.
+
+Owns the arithmetic: a guess pays where the calls it probably saves cost more than a larger batch. Pure; decides by
+the measured curve (core/costs.py) and by what became of earlier guesses of the same request, by nothing else, so
+the same request gets the same schedule.
+
+1. A guess counts only if all before it are right: chances multiply, and each right one saves a step.
+2. Batches stay within the sizes that have the bits of single steps, so a guess cannot change an answer. Where no batch
+   has (a GPU), every measured size may be used: an answer is only good to the last digits there anyway.
+3. Chances begin with what the demo pair showed on average and follow what this answer shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge_nudge.core.costs import CostCurve
+from edge_nudge.core.lookup import MAX_MATCH
+
+LEAST_GAIN = 0.02  # steps; less is lost in the noise of the curve
+PRIOR_WEIGHT = 4.0  # guesses that the prior is worth
+
+DRAFTED = 0  # source of a guess: the other model wrote it; 1 to MAX_MATCH: looked up, by length of the match
+PRIORS = (0.5, 0.15, 0.3, 0.45, 0.55, 0.65, 0.7, 0.75, 0.8)
+assert len(PRIORS) == MAX_MATCH + 1
+
+
+class Odds:
+    """Chances of guesses by their source, learned within one request."""
+
+    def __init__(self) -> None:
+        self._n_right = [prior * PRIOR_WEIGHT for prior in PRIORS]
+        self._n_tried = [PRIOR_WEIGHT] * len(PRIORS)
+
+    def __repr__(self) -> str:
+        return f"<Odds {', '.join(f'{self.of(source):.2f}' for source in range(len(PRIORS)))}>"
+
+    def of(self, source: int) -> float:
+        """Return the chance that a guess of this source is right if all before it are."""
+        return self._n_right[source] / self._n_tried[source]
+
+    def note(self, source: int, is_right: bool) -> None:
+        """Take in what became of a guess all of whose predecessors were right."""
+        self._n_right[source] += is_right
+        self._n_tried[source] += 1
+
+
+class Schedule:
+    """The curve of one model as a table of what a guess costs."""
+
+    def __init__(self, curve: CostCurve) -> None:
+        largest = curve.exact if curve.exact > 1 else curve.costs[-1].n_tokens
+        sizes = range(1, largest + 1)
+        self.largest = largest
+        self._last = [0.0, *(curve.batch_s(size) / curve.step_s for size in sizes)]
+        self._row = [0.0, 0.0, *((curve.batch_s(n, n) - curve.batch_s(n)) / (n - 1) / curve.step_s for n in sizes[1:])]
+
+    def n_ahead(self, n_text: int, chances: Sequence[float]) -> int:
+        """Return how many guesses pay in one batch behind the last `n_text` tokens of the text.
+
+        `chances` are those of each guess if all before it are right.
+        """
+        best, best_gain = 0, LEAST_GAIN
+        n_saved, chance = 0.0, 1.0
+        for n_guesses in range(1, min(len(chances), self.largest - n_text) + 1):
+            chance *= chances[n_guesses - 1]
+            n_saved += chance
+            size = n_text + n_guesses
+            gain = n_saved - (self._last[size] + n_guesses * self._row[size] - self._last[n_text])
+            if gain > best_gain:
+                best, best_gain = n_guesses, gain
+        return best
