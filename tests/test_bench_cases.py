@@ -199,9 +199,11 @@ def test_the_report_of_a_follow_up(invoke: Invoke, tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "Second question of a conversation, behind an answer of 8 tokens" in ended.out
     assert "Speed" not in ended.out
+    assert "warm-up" not in ended.out  # there is none, and no cold caches before each answer
     document = json.loads(invoke(*arguments, "--json", load=loader(LONG)).out)
     case = document["follow_up"]
     assert case["second_answer_tokens"] == SECOND_TOKENS
+    assert [trial["base"]["new"] for trial in case["trials"]] == [case["models"]["base"]["new"]["median"]] * 2
     for role in ("base", "nudging"):
         again = case["models"][role]["again"]["median"]
         assert again == case["models"][role]["known"]["median"] - case["models"][role]["reused"]["median"]

@@ -12,7 +12,7 @@ Owns this case and its figures. Never prints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,14 @@ def follow_up_document(trials: Sequence[FollowUp], max_tokens: int) -> dict[str,
             "cold": spread(trial.cold_s for trial in trials),
             "warm/cold": spread(t.warm_s / t.cold_s if t.warm_s and t.cold_s else None for t in trials),
         },
+        "trials": [
+            {
+                "warm_s": trial.warm_s,
+                "cold_s": trial.cold_s,
+                **{role.value: asdict(of) for role, of in trial.models.items()},
+            }
+            for trial in trials
+        ],
     }
 
 

@@ -101,7 +101,7 @@ def naive_loop(
                 f"naive: contexts of {sizes[Role.BASE]} (base) and {sizes[Role.NUDGING]} tokens, the smallest that "
                 f"hold prompt and answer: logprobs need logits_all, which keeps context x vocabulary scores, here "
                 f"{n_bytes / 1e6:.0f} MB; peak memory includes all of it",
-                "naive: for each logprob the class goes over the scores of all text so far: the longer, the slower",
+                "naive: for each logprob the class goes over the scores of all text so far: the longer, the dearer",
                 f"naive: {_SHORT}",
                 f"naive: {_CALLS}",
             ],

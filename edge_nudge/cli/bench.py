@@ -149,15 +149,15 @@ def _measured(pair: Pair, plan: Plan, loop: TextLoop | None, say: Say) -> dict[s
     from edge_nudge.bench.trials import request_of, run_trials
 
     gamma = pair.spec.resolve(request_of(plan, "short", "nudged")).nudge.threshold
-    document = {
+    # The follow-up first: its second prompt is known only when it is there, and may not fit.
+    follow_up = None
+    if plan.follow_up:
+        follow_up = follow_up_document(run_follow_up(pair, plan.max_tokens, plan.n_trials, say), plan.max_tokens)
+    return {
         "settings": settings_document(plan, gamma),
         **trials_document(run_trials(pair, plan, say, loop), plan),
-        "follow_up": None,
+        "follow_up": follow_up,
     }
-    if plan.follow_up:
-        trials = run_follow_up(pair, plan.max_tokens, plan.n_trials, say)
-        document["follow_up"] = follow_up_document(trials, plan.max_tokens)
-    return document
 
 
 def _costs(pair: Pair, say: Say) -> dict[str, Any]:

@@ -78,9 +78,11 @@ def _head_of_pair(document: Document) -> Iterator[str]:
             yield f"          {one_line(model['offload'])}"
     if "settings" in document:
         asked = document["settings"]
+        # the follow-up has its own caches, and its first answer warms up
+        cold = (", one warm-up", ", cold caches before each answer") if document["prompts"] else ("", "")
         yield (
-            f"settings  {_counted(asked['max_tokens'], 'token')}, {_counted(asked['trials'], 'trial')}, one warm-up, "
-            f"gamma {asked['gamma']:g}, greedy, no loop guard, no restart guard, cold caches before each answer"
+            f"settings  {_counted(asked['max_tokens'], 'token')}, {_counted(asked['trials'], 'trial')}{cold[0]}, "
+            f"gamma {asked['gamma']:g}, greedy, no loop guard, no restart guard{cold[1]}"
         )
     for warning in document["warnings"]:
         yield f"warning   {one_line(warning)}"
