@@ -37,7 +37,9 @@ _SHORT = (
     "all modes are asked for answers of the same length; in a short one reading the prompt is a large part, so a ratio "
     "is not that of the writing alone"
 )
-_CALLS = "calls are completions asked for; tokens evaluated and the time outside native calls are not known"
+_CALLS = (
+    "calls are completions asked for, native_s in the JSON is the time inside them; what was evaluated is not known"
+)
 
 
 def written_outside(loop: TextLoop, pair: Pair, request: GenerateRequest) -> TextAnswer:
