@@ -182,6 +182,20 @@ def test_a_cache_that_was_lost_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of.again == of.known > 0
 
 
+def test_the_second_question_is_asked_warm_and_then_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, n_cached = follow_up._written, []
+
+    def written(pair: Pair, request: Any) -> Any:
+        n_cached.append((pair.base.n_cached, pair.nudging.n_cached))
+        return original(pair, request)
+
+    monkeypatch.setattr(follow_up, "_written", written)
+    run_follow_up(fake_pair(SHORT), 50, 2)
+    for first, warm, cold in (n_cached[:3], n_cached[3:]):
+        assert first == cold == (0, 0)
+        assert min(warm) > 0
+
+
 def test_a_first_answer_without_text_is_left_out() -> None:
     found = run_follow_up(fake_pair(()), 50, 1)[0]
     assert (found.warm_s, found.cold_s) == (None, None)

@@ -507,9 +507,10 @@ def test_the_class_is_loaded_as_ours_is_and_puts_everything_back(
     with closing(naive.NaiveCompleter(path, n_ctx=256, n_threads=1, n_gpu_layers=0, with_probs=True)) as completer:
         assert api.llama_model_default_params is default
         done = [completer.complete("ab", 1, with_prob=True) for _ in range(2)]
-        completer.forget()
-        done.append(completer.complete("ab", 1, with_prob=True))
         assert completer._llama.n_tokens > 0
+        completer.forget()
+        assert completer._llama.n_tokens == 0
+        done.append(completer.complete("ab", 1, with_prob=True))
     assert loaded == [(False, False)]
     assert done[0] == done[1] == done[2]
     assert done[0].top_prob is not None
