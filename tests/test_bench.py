@@ -19,7 +19,8 @@ from edge_nudge import runtime
 from edge_nudge.bench import machine, report, trials
 from edge_nudge.bench.prompts import PROMPTS
 from edge_nudge.bench.trials import ALWAYS, COMMON, MODES, Plan, Trial, rotated, run_trials, schedule
-from edge_nudge.cli import bench as command
+from edge_nudge.cli import bench_options
+from edge_nudge.cli.bench_tables import report_text
 from edge_nudge.core.costs import CostCurve
 from edge_nudge.core.events import Cause, FinishDetail, ModelUsage, Role, Usage
 from edge_nudge.core.request import GenerateRequest
@@ -73,13 +74,24 @@ def test_every_answer_is_greedy_unguarded_and_cold(monkeypatch: pytest.MonkeyPat
 
 
 def test_prompts_are_different_texts_and_the_long_one_is_long() -> None:
-    assert list(PROMPTS) == ["short", "long", "code", "list", "multi-turn"]
+    assert list(PROMPTS) == ["short", "long", "code", "list", "multi-turn", "quote", "rewrite"]
     assert [message["role"] for message in PROMPTS["multi-turn"]] == ["user", "assistant"] * 2 + ["user"]
     days = [line for line in PROMPTS["long"][0]["content"].splitlines() if line.startswith("Day ")]
     assert len({line.split(": ", 1)[1] for line in days}) == len(days)
     assert 900 < len(PROMPTS["long"][0]["content"].split()) < 1300
     for name in PROMPTS:
         trials.request_of(Plan((name,)), name, "nudged")
+    assert len({str(conversation) for conversation in PROMPTS.values()}) == len(PROMPTS)
+
+
+def test_what_is_to_be_repeated_is_long_and_the_file_is_python() -> None:
+    instruction, _, text = PROMPTS["quote"][0]["content"].partition("\n\n")
+    assert "word by word" in instruction
+    assert len(text.split()) > 100  # an answer of 100 tokens has something to repeat all along
+    file = PROMPTS["rewrite"][0]["content"].split("```python\n")[1].split("```")[0]
+    compile(file, "planks.py", "exec")
+    assert file.count("total_length") == 2
+    assert 20 <= file.count("\n") <= 30
 
 
 def test_a_prompt_that_does_not_fit_is_found_before_the_first_answer() -> None:
@@ -115,7 +127,7 @@ def test_ratios_are_of_answers_of_one_trial_and_prompt() -> None:
 
 
 def test_counts_are_exact_for_each_output_token() -> None:
-    evaluated = {Cause.OWN: 3, Cause.CATCH_UP: 4, Cause.REEVALUATED: 1}
+    evaluated = {Cause.OWN: 3, Cause.CATCH_UP: 4, Cause.REEVALUATED: 1, Cause.VERIFIED: 2, Cause.WASTED: 3}
     found = [
         made(0, "nudged", 2.0, 0.2, (6, 2), evaluated=evaluated, calls=5, handoffs=3, native_s=1.5),
         made(1, "nudged", 2.0, 0.2, (5, 3), evaluated={Cause.OWN: 1}, calls=3, handoffs=1, native_s=1.5),
@@ -124,13 +136,33 @@ def test_counts_are_exact_for_each_output_token() -> None:
     section = document["prompts"]["short"]
     assert section["prompt_tokens"] == {"base": 7, "nudging": 9}
     figures = section["modes"]["nudged"]
-    assert figures["per_token"]["base"] == {"own": 0.25, "catch_up": 0.25, "reevaluated": 1 / 16, "calls": 0.5}
+    assert figures["per_token"]["base"] == {
+        "own": 0.25, "catch_up": 0.25, "reevaluated": 1 / 16, "verified": 0.125, "wasted": 3 / 16, "calls": 0.5,
+    }  # fmt: skip
     assert set(figures["per_token"]["nudging"].values()) == {0.0}
     assert (figures["handoffs_per_token"], figures["nudging_ratio"]) == (0.25, 5 / 16)
     assert figures["tokens_per_s"]["median"] == 4.0
     assert figures["outside_native"]["median"] == 0.25
-    assert document["answers"][0]["base"]["evaluated"] == {"prompt": 7, "own": 3, "catch_up": 4, "reevaluated": 1}
+    assert document["answers"][0]["base"]["evaluated"] == {
+        "prompt": 7, "own": 3, "catch_up": 4, "reevaluated": 1, "verified": 2, "wasted": 3,
+    }  # fmt: skip
     assert document["early_ends"] == []
+
+
+def test_causes_that_never_came_have_no_column(invoke: Invoke, files: tuple[str, ...]) -> None:
+    document = json.loads(invoke("bench", *files, "--json", "-n", "5", "--trials", "1", "--prompt", "short").out)
+    per_token = document["prompts"]["short"]["modes"]["nudged"]["per_token"]
+    per_token["base"]["wasted"] = per_token["nudging"]["verified"] = 0.0
+    for mode in ALWAYS:
+        document["prompts"]["short"]["modes"][mode]["per_token"]["base"]["verified"] = 0.0
+    assert "wasted" not in report_text(document)
+    assert "base: verified" not in report_text(document)
+    per_token["base"]["wasted"] = 0.25
+    per_token["nudging"]["verified"] = 0.5
+    titles = next(line for line in report_text(document).splitlines() if "base: own" in line)
+    assert titles.index("base: own") < titles.index("base: wasted") < titles.index("base: calls")
+    assert titles.index("base: calls") < titles.index("nudging: verified") < titles.index("nudging: calls")
+    assert "nudging: wasted" not in titles
 
 
 def test_quartiles() -> None:
@@ -241,7 +273,7 @@ def test_json_is_one_object_without_nan(invoke: Invoke, files: tuple[str, ...]) 
     document = json.loads(ended.out, parse_constant=lambda name: pytest.fail(name))
     assert document["kind"] == "trials"
     assert document["settings"]["prompts"] == ["short", "code"]
-    assert document["settings"]["modes"] == {mode: dict(MODES[mode]) for mode in MODES}
+    assert document["settings"]["modes"] == {mode: dict(MODES[mode]) for mode in (*ALWAYS, "reference")}
     assert {name: document["settings"][name] for name in COMMON} == COMMON
     assert len(document["answers"]) == 2 * 2 * 4
     assert all(len(document["pair"][role]["sha256"]) == 64 for role in ("base", "nudging"))
@@ -252,7 +284,8 @@ def test_json_is_one_object_without_nan(invoke: Invoke, files: tuple[str, ...]) 
     own = [a for a in document["answers"] if (a["prompt"], a["mode"]) == ("short", "nudged")]
     assert own[0]["base"]["evaluated"] == own[1]["base"]["evaluated"]  # greedy and cold: the same counts
     ratios = document["prompts"]["short"]["ratios"]["tokens_per_s"]
-    assert set(ratios) == {f"{a}/{b}" for a, b in report.SPEED_RATIOS}
+    assert set(ratios) == {f"{a}/{b}" for a, b in report.SPEED_RATIOS if b not in trials.OUTSIDE}
+    assert (document["notes"], document["follow_up"]) == ([], None)
     assert math.isfinite(ratios["nudged/base"]["median"])
 
 
@@ -295,7 +328,9 @@ def test_costs_of_both_models(invoke: Invoke, files: tuple[str, ...]) -> None:
         (("--prompt", "short", "--costs"), "--prompt has no meaning with --costs: no answers are measured"),
         (("--base-prompt-format", "none"), "unknown base prompt format 'none'"),
         (("--prompt", "none"), "invalid value for '--prompt'"),
-        (("--against", "server"), "invalid value for '--against'"),
+        (("--against", "none"), "invalid value for '--against'"),
+        (("--fake",), "-m has no meaning with --fake: no model is loaded"),
+        (("--against", "naive", "--prompt", "follow-up"), "--against naive: it has no meaning with --prompt follow-up"),
         (("hi",), "got unexpected extra argument"),
     ],
 )
@@ -309,8 +344,9 @@ def test_a_bad_option_is_one_line_and_nothing_is_loaded(
 
 def test_defaults_and_names_in_the_help_are_those_of_the_plan() -> None:
     plan = Plan(("short",))
-    assert (plan.max_tokens, plan.n_trials) == (command.DEFAULT_MAX_TOKENS, command.DEFAULT_TRIALS)
-    assert {*ALWAYS, *command.AGAINST} == set(MODES)
+    assert (plan.max_tokens, plan.n_trials) == (bench_options.DEFAULT_MAX_TOKENS, bench_options.DEFAULT_TRIALS)
+    assert {*ALWAYS, *bench_options.AGAINST} == set(MODES)
+    assert bench_options.BESIDE == trials.OUTSIDE
     with pytest.raises(InputError):
         Plan(("short",), n_trials=0)
 

@@ -135,7 +135,7 @@ def keys_of(value: Any) -> Any:
     return [keys_of(value[0])] if isinstance(value, list) and value else None
 
 
-EVALUATED = dict.fromkeys(("prompt", "own", "catch_up", "reevaluated"))
+EVALUATED = dict.fromkeys(("prompt", "own", "catch_up", "reevaluated", "verified", "wasted"))
 MODEL = dict.fromkeys(("name", "file", "path", "sha256", "n_ctx", "gpu_layers", "offload"))
 SCHEMA = {
     "text": None,

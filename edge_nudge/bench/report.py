@@ -4,6 +4,7 @@ Owns the names and the shape of the figures, the same in JSON and in the tables.
 
 1. A ratio is of two answers of one trial to one prompt; what is reported is the median of these ratios.
 2. Counts are exact: tokens and calls of all trials over output tokens of all trials; the prompt is counted apart.
+   Of a loop beside the pair only its completions are known, and they are its calls.
 3. A figure that cannot be computed is None, never NaN.
 """
 
@@ -22,8 +23,9 @@ Figure = Callable[[Trial], "float | None"]
 SPEED_RATIOS = (
     ("nudged", "base"), ("nudged", "nudging"),
     ("reference", "base"), ("reference", "nudging"), ("nudged", "reference"),
+    ("nudged", "naive"), ("nudged", "server"),
 )  # fmt: skip
-FIRST_RATIOS = (("nudged", "nudging"), ("reference", "nudging"))
+FIRST_RATIOS = (("nudged", "nudging"), ("reference", "nudging"), ("nudged", "naive"), ("nudged", "server"))
 
 
 def trials_document(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
@@ -134,21 +136,24 @@ def _section(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
 
 def _mode(trials: Sequence[Trial]) -> dict[str, Any]:
     n_tokens = sum(trial.n_tokens for trial in trials)
+    is_outside = any(trial.is_outside for trial in trials)
     return {
         "n_tokens": [trial.n_tokens for trial in trials],
         "tokens_per_s": spread(trial.tokens_per_s for trial in trials),
         "first_piece_s": spread(trial.usage.first_piece_s for trial in trials),
         "outside_native": spread(trial.outside_native for trial in trials),
-        "per_token": {role.value: _per_token([t.usage.of(role) for t in trials], n_tokens) for role in Role},
+        "per_token": {
+            role.value: _per_token([trial.usage.of(role) for trial in trials], n_tokens, is_outside) for role in Role
+        },
         "handoffs_per_token": _share(sum(trial.usage.n_handoffs for trial in trials), n_tokens),
         "nudging_ratio": _share(sum(trial.usage.nudging.n_written for trial in trials), n_tokens),
     }
 
 
-def _per_token(usages: Sequence[ModelUsage], n_tokens: int) -> dict[str, float | None]:
+def _per_token(usages: Sequence[ModelUsage], n_tokens: int, is_outside: bool) -> dict[str, float | None]:
     """Return tokens evaluated by cause, and native calls, for each output token of both models."""
     causes = {
-        cause.value: _share(sum(usage.evaluated[cause] for usage in usages), n_tokens)
+        cause.value: None if is_outside else _share(sum(usage.evaluated[cause] for usage in usages), n_tokens)
         for cause in Cause
         if cause is not Cause.PROMPT
     }
@@ -180,7 +185,9 @@ def _answer(trial: Trial) -> dict[str, Any]:
                 "written": usage.of(role).n_written,
                 "native_s": usage.of(role).native_s,
                 "calls": usage.of(role).n_calls,
-                "evaluated": {cause.value: n for cause, n in usage.of(role).evaluated.items()},
+                "evaluated": None
+                if trial.is_outside
+                else {cause.value: n for cause, n in usage.of(role).evaluated.items()},
             }
             for role in Role
         },

@@ -8,6 +8,7 @@ Owns what is asked and in which order. Never formats a figure and never decides 
 3. Greedy, without loop guard and restart guard: an answer goes on to the limit unless a model ends it, and where
    one did, the trial says so.
 4. One warm-up, every mode once on the first prompt, is not counted.
+5. The modes of OUTSIDE are written by a text loop beside the pair (outside.py), to the same prompts and limits.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge_nudge.bench.outside import written_outside
 from edge_nudge.bench.prompts import PROMPTS
 from edge_nudge.core.events import FinishDetail, Finished, Usage
 from edge_nudge.core.request import GenerateRequest, build_request
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
+    from edge_nudge.core.text_loop import TextLoop
     from edge_nudge.runtime import Pair
 
 T = TypeVar("T")
@@ -33,18 +36,26 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "nudging": {"rule": "nudging-only"},
     "nudged": {},
     "reference": {"lookahead": 16},  # the paper's schedule
+    "naive": {"lookahead": 16},
+    "server": {"lookahead": 16},
 }
 ALWAYS = ("base", "nudging", "nudged")
+# What is known of them is text and time: no tokens evaluated, no native calls.
+OUTSIDE = ("naive", "server")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: names of PROMPTS and MODES, the answers of each, the tokens of an answer."""
+    """What is measured: names of PROMPTS and MODES, the answers of each, the tokens of an answer.
+
+    `follow_up` asks for the second question of a conversation as well (follow_up.py).
+    """
 
     prompts: tuple[str, ...]
     modes: tuple[str, ...] = ALWAYS
     n_trials: int = 3
     max_tokens: int = 100
+    follow_up: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("max_tokens", self.max_tokens), ("trials", self.n_trials)):
@@ -53,8 +64,8 @@ class Plan:
 
     @property
     def n_answers(self) -> int:
-        """Answers of a whole run, the warm-up included."""
-        return len(self.modes) * (1 + self.n_trials * len(self.prompts))
+        """Answers of a whole run, the warm-up included, the follow-up not."""
+        return len(self.modes) * (1 + self.n_trials * len(self.prompts)) if self.prompts else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +83,21 @@ class Trial:
         return self.usage.n_completion
 
     @property
+    def is_outside(self) -> bool:
+        """Tell whether tokens evaluated and native calls are unknown."""
+        return self.mode in OUTSIDE
+
+    @property
     def tokens_per_s(self) -> float | None:
         """Tokens of the answer by the time from request to end, reading the prompt included."""
         return self.n_tokens / self.usage.total_s if self.usage.total_s > 0 and self.n_tokens else None
 
     @property
     def outside_native(self) -> float | None:
-        """Share of the time that passed outside native calls."""
+        """Share of the time that passed outside native calls, None where they are unknown."""
         usage = self.usage
+        if self.is_outside:
+            return None
         return 1 - (usage.base.native_s + usage.nudging.native_s) / usage.total_s if usage.total_s > 0 else None
 
 
@@ -94,8 +112,13 @@ def request_of(plan: Plan, prompt: str, mode: str) -> GenerateRequest:
     return build_request(PROMPTS[prompt], max_tokens=plan.max_tokens, **COMMON, **MODES[mode])
 
 
-def run_trials(pair: Pair, plan: Plan, say: Callable[[str], None] = lambda line: None) -> list[Trial]:
-    """Run a plan; `say` is told before each answer. Raises ContextOverflowError before the first, EngineError."""
+def run_trials(
+    pair: Pair, plan: Plan, say: Callable[[str], None] = lambda line: None, loop: TextLoop | None = None
+) -> list[Trial]:
+    """Run a plan; `say` is told before each answer, `loop` writes the modes of OUTSIDE.
+
+    Raises ContextOverflowError before the first answer, EngineError.
+    """
     for prompt in plan.prompts:
         for mode in plan.modes:
             pair.answer(request_of(plan, prompt, mode)).close()  # a prompt that does not fit is found now
@@ -103,16 +126,24 @@ def run_trials(pair: Pair, plan: Plan, say: Callable[[str], None] = lambda line:
     for n_done, (number, prompt, mode) in enumerate(schedule(plan)):
         where = "warm-up" if number is None else f"trial {number + 1} of {plan.n_trials}"
         say(f"answer {n_done + 1} of {plan.n_answers}: {where}, {prompt}, {mode}")
-        finished = _answered(pair, request_of(plan, prompt, mode))
+        request = request_of(plan, prompt, mode)
+        if mode in OUTSIDE:
+            assert loop is not None, "whoever plans a mode of OUTSIDE brings the loop"
+            written = written_outside(loop, pair, request)
+            detail, usage = written.detail, written.usage
+        else:
+            finished = _answered(pair, request)
+            detail, usage = finished.detail, finished.usage
         if number is not None:
-            trials.append(Trial(number, prompt, mode, finished.detail, finished.usage))
+            trials.append(Trial(number, prompt, mode, detail, usage))
     return trials
 
 
 def schedule(plan: Plan) -> Iterator[tuple[int | None, str, str]]:
     """Yield trial number (None: warm-up), prompt and mode in the order of the run."""
-    for mode in plan.modes:
-        yield None, plan.prompts[0], mode
+    for prompt in plan.prompts[:1]:
+        for mode in plan.modes:
+            yield None, prompt, mode
     for number in range(plan.n_trials):
         for prompt in plan.prompts:
             for mode in rotated(plan.modes, number):

@@ -1,9 +1,9 @@
 """`edge-nudge bench`: measure a pair on this machine.
 
-Owns the order of things in this command. What is measured is in bench/ and engine/costs.py, the tables are in
-bench_tables.py.
+Owns the order of things in this command. What is asked for is in bench_options.py, what is measured in bench/ and
+engine/costs.py, the tables are in bench_tables.py.
 
-1. What is wrong in an option is found before anything is fetched or loaded.
+1. What is wrong in an option is found before anything is fetched or loaded; so is a server that does not answer.
 2. The report goes to stdout when everything is measured; progress to stderr, where that is a terminal.
 3. Ctrl-C leaves at once, and nothing is reported then: half a run compares nothing.
 """
@@ -11,14 +11,13 @@ bench_tables.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_nudge.bench.prompts import PROMPTS
-from edge_nudge.cli import opening, options, streams
+from edge_nudge.cli import bench_options, opening, options, streams
 from edge_nudge.cli.document import pair_document, to_json
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal, wants_color
@@ -27,33 +26,17 @@ from edge_nudge.core.events import Role
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
+    from edge_nudge.bench.server_loop import ServerCompleter
     from edge_nudge.bench.trials import Plan
+    from edge_nudge.core.text_loop import TextLoop
     from edge_nudge.runtime import Pair
 
-# Written here so that --help does not import bench.trials; a test compares them.
-DEFAULT_MAX_TOKENS, DEFAULT_TRIALS = 100, 3
-AGAINST = ("reference",)
-_OF_TRIALS = ("max_tokens", "trials", "prompt", "against")
+Say = Callable[[str], None]
 
 
 @click.command(short_help="Measure a pair on this machine.")
 @options.model_options
-@click.option(
-    "-n", "--max-tokens", type=int, metavar="N",
-    help=f"Tokens of each answer, of both models together; default {DEFAULT_MAX_TOKENS}.",
-)  # fmt: skip
-@click.option("--trials", type=int, metavar="N", help=f"Times everything is answered; default {DEFAULT_TRIALS}.")
-@click.option(
-    "--prompt", type=click.Choice(tuple(PROMPTS)), multiple=True, metavar="NAME",
-    help=f"Only this prompt: {', '.join(PROMPTS)}; may be given several times; default: all.",
-)  # fmt: skip
-@click.option(
-    "--against", type=click.Choice(AGAINST), metavar="WHAT",
-    help="Also measure another schedule: reference, the paper's lookahead of 16 tokens.",
-)  # fmt: skip
-@click.option("--costs", is_flag=True, help="Measure what a batch of tokens costs each model, and no answers.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every single answer in it.")
-@click.option("-v", "--verbose", count=True, help="Show what happens on stderr; -vv: llama.cpp's lines too.")
+@bench_options.bench_options
 @click.pass_context
 def bench(context: click.Context, /, **values: Any) -> None:
     """Measure a pair on this machine.
@@ -62,7 +45,11 @@ def bench(context: click.Context, /, **values: Any) -> None:
     caches, reading the prompt included. The report compares the answers of one trial with each other, and counts
     what was evaluated for each token of an answer.
 
-    With --costs, the time of batches of 1 to 32 tokens instead, about two seconds for each model.
+    With --against naive or server, a loop that sends text is measured beside the pair; such loops are slow, so the
+    defaults are the prompt short and 16 tokens then, in every mode.
+
+    With --costs, the time of batches of 1 to 32 tokens instead, about two seconds for each model. With --fake, what the
+    decoder itself takes for each token, without any model.
     """
     show_log(values["verbose"])
     with Interrupts() as interrupts:
@@ -72,13 +59,34 @@ def bench(context: click.Context, /, **values: Any) -> None:
 def _bench(context: click.Context, values: dict[str, Any], interrupts: Interrupts) -> None:
     options.check_text(context)
     try:
-        plan = _plan(values, context)
+        kind = bench_options.kind_of(values, context)
+        plan = bench_options.plan_of(values) if kind == "trials" else None
+        urls = bench_options.urls_of(values)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
+    document = _fake(interrupts) if kind == "fake" else _loaded(context, values, interrupts, plan, urls)
+    if values["as_json"]:
+        streams.write_out(to_json({"kind": kind, **document}) + "\n")
+    else:
+        from edge_nudge.cli.bench_tables import report_text
+
+        streams.write_out(report_text({"kind": kind, **document}))
+
+
+def _loaded(
+    context: click.Context,
+    values: dict[str, Any],
+    interrupts: Interrupts,
+    plan: Plan | None,
+    urls: Mapping[Role, str],
+) -> dict[str, Any]:
+    """Measure a pair; without a plan, what batches cost it."""
     from edge_nudge.bench.machine import PEAK_MEMORY_INCLUDES, machine_document, peak_memory_bytes
 
-    pair, load_s = opening.open_pair(context, values, interrupts)
-    with pair:
+    with ExitStack() as stack:
+        servers, served = _servers(urls, interrupts, stack)
+        pair, load_s = opening.open_pair(context, values, interrupts)
+        stack.enter_context(pair)
         opening.tell_notes(pair, values)
         with _progress(interrupts) as say:
             say("reading the files for their hashes")
@@ -87,46 +95,72 @@ def _bench(context: click.Context, values: dict[str, Any], interrupts: Interrupt
                 "pair": pair_document(pair),
                 "load_s": load_s,
                 "warnings": opening.warnings(pair, values),
-                **(_measured(pair, plan, say) if plan else _costs(pair, say)),
             }
-        peak = {"bytes": peak_memory_bytes(), "includes": PEAK_MEMORY_INCLUDES}
-        document = {"kind": "trials" if plan else "costs", **document, "peak_memory": peak}
-    if values["as_json"]:
-        streams.write_out(to_json(document) + "\n")
-    else:
-        from edge_nudge.cli.bench_tables import report_text
-
-        streams.write_out(report_text(document))
+            if plan is None:
+                document |= _costs(pair, say)
+            else:
+                loop, notes = _beside(pair, plan, values, servers, served, say, stack)
+                document |= {"notes": notes, **_measured(pair, plan, loop, say)}
+        return {**document, "peak_memory": {"bytes": peak_memory_bytes(), "includes": PEAK_MEMORY_INCLUDES}}
 
 
-def _plan(values: dict[str, Any], context: click.Context) -> Plan | None:
-    """Return what is to be answered, None for --costs. Raises InputError."""
-    if values["costs"]:
-        for param in context.command.params:
-            if param.name in _OF_TRIALS and values[param.name] not in (None, ()):
-                raise InputError(
-                    f"{options.spelled(param, context)} has no meaning with --costs: no answers are measured"
-                )
-        return None
-    from edge_nudge.bench.trials import ALWAYS, Plan
+def _servers(
+    urls: Mapping[Role, str], interrupts: Interrupts, stack: ExitStack
+) -> tuple[dict[Role, ServerCompleter], dict[Role, str | None]]:
+    """Return the servers, and what models they say they have. Raises EngineError."""
+    servers: dict[Role, ServerCompleter] = {}
+    served: dict[Role, str | None] = {}
+    if urls:
+        from edge_nudge.bench.server_loop import ServerCompleter
 
-    return Plan(
-        prompts=tuple(name for name in PROMPTS if name in values["prompt"]) or tuple(PROMPTS),
-        modes=(*ALWAYS, values["against"]) if values["against"] else ALWAYS,
-        n_trials=DEFAULT_TRIALS if values["trials"] is None else values["trials"],
-        max_tokens=DEFAULT_MAX_TOKENS if values["max_tokens"] is None else values["max_tokens"],
-    )
+        with interrupts.at_once():
+            for role, url in urls.items():
+                servers[role] = stack.enter_context(closing(ServerCompleter(url)))
+                served[role] = servers[role].check(with_prob=role is Role.BASE)
+    return servers, served
 
 
-def _measured(pair: Pair, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def _beside(
+    pair: Pair,
+    plan: Plan,
+    values: Mapping[str, Any],
+    servers: Mapping[Role, ServerCompleter],
+    served: Mapping[Role, str | None],
+    say: Say,
+    stack: ExitStack,
+) -> tuple[TextLoop | None, list[str]]:
+    """Return the loop beside the pair and its notes; none where the plan has none."""
+    from edge_nudge.bench import outside
+
+    if "server" in plan.modes:
+        return stack.enter_context(outside.server_loop(pair, servers, served))
+    if "naive" not in plan.modes:
+        return None, []
+    from edge_nudge.engine.machine import default_threads
+
+    say("loading both models once more, for the naive loop")
+    n_threads = values["threads"] or default_threads().n_threads
+    return stack.enter_context(outside.naive_loop(pair, plan.prompts, plan.max_tokens, n_threads))
+
+
+def _measured(pair: Pair, plan: Plan, loop: TextLoop | None, say: Say) -> dict[str, Any]:
+    from edge_nudge.bench.follow_up import follow_up_document, run_follow_up
     from edge_nudge.bench.report import settings_document, trials_document
     from edge_nudge.bench.trials import request_of, run_trials
 
-    gamma = pair.spec.resolve(request_of(plan, plan.prompts[0], "nudged")).nudge.threshold
-    return {"settings": settings_document(plan, gamma), **trials_document(run_trials(pair, plan, say), plan)}
+    gamma = pair.spec.resolve(request_of(plan, "short", "nudged")).nudge.threshold
+    # The follow-up first: its second prompt is known only when it is there, and may not fit.
+    follow_up = None
+    if plan.follow_up:
+        follow_up = follow_up_document(run_follow_up(pair, plan.max_tokens, plan.n_trials, say), plan.max_tokens)
+    return {
+        "settings": settings_document(plan, gamma),
+        **trials_document(run_trials(pair, plan, say, loop), plan),
+        "follow_up": follow_up,
+    }
 
 
-def _costs(pair: Pair, say: Callable[[str], None]) -> dict[str, Any]:
+def _costs(pair: Pair, say: Say) -> dict[str, Any]:
     from edge_nudge.bench.report import costs_document
     from edge_nudge.engine.costs import measure_costs
 
@@ -138,8 +172,16 @@ def _costs(pair: Pair, say: Callable[[str], None]) -> dict[str, Any]:
     return {"costs": costs}
 
 
+def _fake(interrupts: Interrupts) -> dict[str, Any]:
+    from edge_nudge.bench.machine import machine_document
+    from edge_nudge.bench.python_cost import measure_python
+
+    with _progress(interrupts) as say:
+        return {"machine": machine_document(""), "fake": measure_python(say=say)}
+
+
 @contextmanager
-def _progress(interrupts: Interrupts) -> Iterator[Callable[[str], None]]:
+def _progress(interrupts: Interrupts) -> Iterator[Say]:
     """Yield what tells how far things are, on a terminal only; a signal ends the process meanwhile."""
     if not is_terminal(sys.stderr):
         with interrupts.at_once():

@@ -20,48 +20,74 @@ Document: TypeAlias = Mapping[str, Any]
 
 _ENDLESS = 1000  # columns: where no one reads, no line is broken
 _NONE = "-"
-_LABELS = {"base": "base alone", "nudging": "nudging alone", "nudged": "nudged", "reference": "reference"}
-_LEFT = ("prompt", "mode")
+_LABELS = {"base": "base alone", "nudging": "nudging alone"}
+_LEFT = ("prompt", "mode", "model")
+_COUNTS = {
+    "own": "own", "catch_up": "catch-up", "reevaluated": "again", "verified": "verified", "wasted": "wasted",
+    "calls": "calls",
+}  # fmt: skip
 
 
 def report_text(document: Document) -> str:
     """Return the whole report, ending with a newline."""
     lines = list(_head(document))
-    if document["kind"] == "costs":
-        for role, curve in document["costs"].items():
-            lines += ["", _costs_title(role, curve), *_costs_table(curve)]
-    else:
-        lines += ["", "Speed: median (quartiles), reading the prompt included", *_speed_table(document)]
-        lines += ["", "Ratios within one trial: tokens/s, time to the first piece", *_ratio_table(document)]
-        lines += ["", "For each token of an answer: tokens evaluated by cause (prompt apart), native calls"]
-        lines += [*_count_table(document), *_early_ends(document)]
-    peak = document["peak_memory"]
-    if peak["bytes"] is not None:
+    match document["kind"]:
+        case "costs":
+            for role, curve in document["costs"].items():
+                lines += ["", _costs_title(role, curve), *_costs_table(curve)]
+        case "fake":
+            lines += ["", _fake_title(document["fake"]), *_fake_table(document["fake"])]
+        case _:
+            lines += _trials(document)
+    peak = document.get("peak_memory")
+    if peak and peak["bytes"] is not None:
         lines += ["", f"peak memory {peak['bytes'] / 1e6:.0f} MB: {peak['includes']}"]
     return "\n".join(lines) + "\n"
 
 
+def _trials(document: Document) -> list[str]:
+    lines = []
+    if document["prompts"]:
+        lines += ["", "Speed: median (quartiles), reading the prompt included", *_speed_table(document)]
+        lines += ["", "Ratios within one trial: tokens/s, time to the first piece", *_ratio_table(document)]
+        lines += ["", "For each token of an answer: tokens evaluated by cause (prompt apart; causes that never came "]
+        lines[-1] += "are left out), native calls"
+        lines += [*_count_table(document), *_early_ends(document)]
+    if document["follow_up"]:
+        lines += ["", *_follow_up(document["follow_up"])]
+    return lines
+
+
 def _head(document: Document) -> Iterator[str]:
-    machine, pair = document["machine"], document["pair"]
+    machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     cores = f"{machine['physical_cores'] or 'unknown'} physical, {machine['logical_cores'] or 'unknown'} logical cores"
     yield f"machine   {one_line(machine['platform'])}; {one_line(machine['processor'] or 'unknown processor')}; {cores}"
     if machine["threads"]:
         yield f"          {one_line(machine['threads'])}"
     yield f"versions  {versions}"
+    if "pair" in document:
+        yield from _head_of_pair(document)
+
+
+def _head_of_pair(document: Document) -> Iterator[str]:
     for role in ("base", "nudging"):
-        model = pair[role]
+        model = document["pair"][role]
         yield f"{role:<9} {one_line(model['file'])}, context {model['n_ctx']}, sha256 {model['sha256']}"
         if model["offload"]:
             yield f"          {one_line(model['offload'])}"
     if "settings" in document:
         asked = document["settings"]
+        # the follow-up has its own caches, and its first answer warms up
+        cold = (", one warm-up", ", cold caches before each answer") if document["prompts"] else ("", "")
         yield (
-            f"settings  {_counted(asked['max_tokens'], 'token')}, {_counted(asked['trials'], 'trial')}, one warm-up, "
-            f"gamma {asked['gamma']:g}, greedy, no loop guard, no restart guard, cold caches before each answer"
+            f"settings  {_counted(asked['max_tokens'], 'token')}, {_counted(asked['trials'], 'trial')}{cold[0]}, "
+            f"gamma {asked['gamma']:g}, greedy, no loop guard, no restart guard{cold[1]}"
         )
     for warning in document["warnings"]:
         yield f"warning   {one_line(warning)}"
+    for note in document.get("notes", ()):
+        yield f"note      {one_line(note)}"
 
 
 def _sections(document: Document) -> list[tuple[str, Document]]:
@@ -77,7 +103,7 @@ def _speed_table(document: Document) -> list[str]:
             tokens = sorted(set(figures["n_tokens"]))
             shown = f"{tokens[0]}-{tokens[-1]}" if len(tokens) > 1 else str(tokens[0])
             rows.append((
-                name, _LABELS[mode], _prompt_tokens(section, mode), shown, _spread(figures["tokens_per_s"], ".1f"),
+                name, _label(mode), _prompt_tokens(section, mode), shown, _spread(figures["tokens_per_s"], ".1f"),
                 _spread(figures["first_piece_s"], ".3f"), _spread(figures["outside_native"], ".1%"),
             ))  # fmt: skip
     titles = ("prompt", "mode", "prompt tokens", "tokens", "tokens/s", "first piece s", "outside native calls")
@@ -103,16 +129,20 @@ def _ratio_table(document: Document) -> list[str]:
 
 
 def _count_table(document: Document) -> list[str]:
+    modes = [(name, mode, of) for name, section in _sections(document) for mode, of in section["modes"].items()]
+    # calls are always told; a cause that is zero in every row says nothing
+    shown = [
+        (role, key)
+        for role in ("base", "nudging")
+        for key in _COUNTS
+        if key == "calls" or any(of["per_token"][role][key] for _, _, of in modes)
+    ]
     rows = []
-    for name, section in _sections(document):
-        for mode, figures in section["modes"].items():
-            cells = []
-            for role in ("base", "nudging"):
-                counts = figures["per_token"][role]
-                cells += [_number(counts[key], ".2f") for key in ("own", "catch_up", "reevaluated", "calls")]
-            handoffs, ratio = figures["handoffs_per_token"], figures["nudging_ratio"]
-            rows.append((name, _LABELS[mode], *cells, _number(handoffs, ".2f"), _number(ratio, ".1%")))
-    columns = [f"{role}: {what}" for role in ("base", "nudging") for what in ("own", "catch-up", "again", "calls")]
+    for name, mode, of in modes:
+        cells = [_number(of["per_token"][role][key], ".2f") for role, key in shown]
+        handoffs, ratio = of["handoffs_per_token"], of["nudging_ratio"]
+        rows.append((name, _label(mode), *cells, _number(handoffs, ".2f"), _number(ratio, ".1%")))
+    columns = [f"{role}: {_COUNTS[key]}" for role, key in shown]
     return _table(("prompt", "mode", *columns, "handoffs", "nudging ratio"), rows)
 
 
@@ -123,11 +153,50 @@ def _early_ends(document: Document) -> list[str]:
         key = (end["prompt"], end["mode"], end["n_tokens"], end["detail"])
         found[key] = found.get(key, 0) + 1
     lines = [
-        f"  {prompt}, {_LABELS[mode]}: {_counted(n_tokens, 'token')} ({detail.replace('_', ' ')}), "
+        f"  {prompt}, {_label(mode)}: {_counted(n_tokens, 'token')} ({detail.replace('_', ' ')}), "
         f"{n_times} of {document['settings']['trials']} trials"
         for (prompt, mode, n_tokens, detail), n_times in found.items()
     ]
     return ["", "Answers that ended early:", *lines] if lines else []
+
+
+def _follow_up(case: Document) -> list[str]:
+    """Return the part on the second question of a conversation."""
+    names = ("prompt", "known", "reused", "again", "new")
+    rows = [(role, *(_spread(counts[name], ".0f") for name in names)) for role, counts in case["models"].items()]
+    seconds = case["first_piece_s"]
+    return [
+        f"Second question of a conversation, behind an answer of {_counted(case['first_answer_tokens'], 'token')}: "
+        "tokens of its prompt",
+        *_table(("model", "prompt", "known text", "reused", "evaluated again", "evaluated new"), rows),
+        f"time to its first piece: {_spread(seconds['warm'], '.3f')} s with warm caches, "
+        f"{_spread(seconds['cold'], '.3f')} s with cold ones, warm/cold {_spread(seconds['warm/cold'], '.2f')}",
+    ]
+
+
+def _fake_title(fake: Document) -> str:
+    return (
+        f"The decoder without models: microseconds for each token of an answer of {_counted(fake['tokens'], 'token')}, "
+        f"time inside the models taken off, median (quartiles) of {_counted(fake['rounds'], 'round')}"
+    )
+
+
+def _fake_table(fake: Document) -> list[str]:
+    rows = [
+        (
+            str(part["n_vocab"]), _label(mode), _spread(of["us_per_token"], ".1f"),
+            _number(of["calls_per_token"]["base"], ".2f"), _number(of["calls_per_token"]["nudging"], ".2f"),
+            _number(of["handoffs_per_token"], ".2f"), _number(of["nudging_ratio"], ".1%"),
+        )
+        for part in fake["vocabularies"]
+        for mode, of in part["modes"].items()
+    ]  # fmt: skip
+    titles = ("vocabulary", "mode", "us/token", "base: calls", "nudging: calls", "handoffs", "nudging ratio")
+    return _table(titles, rows)
+
+
+def _label(mode: str) -> str:
+    return _LABELS.get(mode, mode)
 
 
 def _costs_title(role: str, curve: Document) -> str:

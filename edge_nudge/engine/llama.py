@@ -1,7 +1,7 @@
 """LlamaBackend: one model on llama.cpp's low-level binding, one sequence, scores read in place.
 
 Owns the native model, its context and the batch. Never decides, samples or renders. The files engine/llama.py,
-loading.py, native.py and vocabulary.py are the only ones that touch llama_cpp and ctypes.
+loading.py, native.py, vocabulary.py and, for the benchmark, naive.py are the only ones that touch llama_cpp and ctypes.
 
 1. For one thread at a time. A native call releases the GIL, so other threads go on meanwhile.
 2. `_ids` is what the cache holds; after any failure it is cut to what the library says, or cleared.
