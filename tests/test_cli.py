@@ -85,7 +85,7 @@ def run_params() -> dict[str, click.Option]:
 
 def test_every_field_of_a_request_has_its_option() -> None:
     fields = {*SamplingParams.model_fields, *NudgeParams.model_fields, *GenerateRequest.model_fields}
-    assert set(options.REQUEST_FIELDS) == fields - {"messages", "sampling", "nudge", "loop_guard"}
+    assert set(options.REQUEST_FIELDS) == fields - {"messages", "sampling", "nudge", "loop_guard", "verify_ahead"}
     assert set(options.REQUEST_FIELDS) <= set(run_params())
 
 
