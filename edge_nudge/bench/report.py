@@ -72,6 +72,8 @@ def costs_document(curve: CostCurve) -> dict[str, Any]:
         "context_tokens": curve.n_context,
         "rounds": curve.n_rounds,
         "reset_by": curve.reset_by,
+        "exact": curve.exact,
+        "exact_within": curve.exact_within,
         "batches": [
             {
                 "n_tokens": cost.n_tokens,

@@ -62,7 +62,8 @@ def bench(context: click.Context, /, **values: Any) -> None:
     caches, reading the prompt included. The report compares the answers of one trial with each other, and counts
     what was evaluated for each token of an answer.
 
-    With --costs, the time of batches of 1 to 32 tokens instead, about two seconds for each model.
+    With --costs, the time of batches of 1 to 32 tokens instead, and which of them have the bits of single steps: two
+    to three seconds for each model.
     """
     show_log(values["verbose"])
     with Interrupts() as interrupts:
