@@ -247,7 +247,12 @@ def open_pair(
     check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
     spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
     return load_pair(
-        spec, ctx_size=ctx_size, threads=threads, base_gpu_layers=base_gpu_layers, nudge_gpu_layers=nudge_gpu_layers
+        spec,
+        ctx_size=ctx_size,
+        threads=threads,
+        base_gpu_layers=base_gpu_layers,
+        nudge_gpu_layers=nudge_gpu_layers,
+        say=say,
     )
 
 
@@ -277,16 +282,19 @@ def load_pair(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Pair:
-    """Check and load the two files of a pair; see open_pair."""
+    """Check and load the two files of a pair; see open_pair. `say` is told what takes a moment."""
     check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
     base_format(spec.base_prompt_format)
+    from edge_nudge.catalog.curves import costs_dir, curve_of
     from edge_nudge.engine.gguf import check_model_file
     from edge_nudge.engine.machine import default_threads
 
     headers = [check_model_file(spec.base, role="base"), check_model_file(spec.nudging, role="nudging")]
     from edge_nudge.engine.llama import LlamaBackend
 
+    tell = say or (lambda line: None)
     choice = default_threads()
     n_threads = threads or choice.n_threads
     base = LlamaBackend(headers[0].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=base_gpu_layers)
@@ -297,13 +305,16 @@ def load_pair(
                 notes = [f"both models: {base.offload}"]
             else:
                 notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
+            curves = {}
+            for role, backend, header in zip(Role, (base, nudging), headers, strict=True):
+                curves[role] = curve_of(backend, header.path, n_threads=n_threads, directory=costs_dir(), say=tell)
             reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
             defects = {
                 role: backend.defect
                 for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
                 if backend.defect is not None
             }
-            return Pair(base, nudging, spec, notes=notes, threads=reason, defects=defects)
+            return Pair(base, nudging, spec, notes=notes, threads=reason, defects=defects, curves=curves)
         except BaseException:
             nudging.close()
             raise

@@ -50,7 +50,7 @@ def straight_curve(
 ) -> CostCurve:
     """Return a straight curve: a step is one second, each further token and row costs so much."""
     costs = [BatchCost(n, 1 + (n - 1) * per_token, 1 + (n - 1) * (per_token + per_row)) for n in sizes]
-    return CostCurve(300, 64, 3, "rewind", tuple(costs), exact)
+    return CostCurve(300, 64, 3, "rewind", tuple(costs), exact, 256)
 
 
 GUESSING = straight_curve(0.0, 0.0)  # a larger batch costs nothing: whatever can be guessed is evaluated

@@ -9,11 +9,11 @@ import os
 import platform
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from edge_nudge.engine.machine import processor
 from edge_nudge.version import __version__
 
 PEAK_MEMORY_INCLUDES = (
@@ -37,18 +37,6 @@ def machine_document(threads: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-
-
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Return the processor's name, with the vector and matrix units that decide about its speed where Linux tells."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or None
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
-    units = [unit for unit in ("avx2", "avx512f", "amx_tile") if unit in fields.get("flags", "").split()]
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return f"{name} ({', '.join(units)})" if name and units else name or None
 
 
 def peak_memory_bytes() -> int | None:

@@ -23,7 +23,7 @@ Figure = Callable[[Trial], "float | None"]
 SPEED_RATIOS = (
     ("nudged", "base"), ("nudged", "nudging"),
     ("reference", "base"), ("reference", "nudging"), ("nudged", "reference"),
-    ("nudged", "naive"), ("nudged", "server"),
+    ("plain", "base"), ("nudged", "plain"), ("nudged", "naive"), ("nudged", "server"),
 )  # fmt: skip
 FIRST_RATIOS = (("nudged", "nudging"), ("reference", "nudging"), ("nudged", "naive"), ("nudged", "server"))
 
@@ -74,6 +74,8 @@ def costs_document(curve: CostCurve) -> dict[str, Any]:
         "context_tokens": curve.n_context,
         "rounds": curve.n_rounds,
         "reset_by": curve.reset_by,
+        "exact": curve.exact,
+        "exact_within": curve.exact_within,
         "batches": [
             {
                 "n_tokens": cost.n_tokens,

@@ -32,10 +32,12 @@ T = TypeVar("T")
 # Settings of every answer; a seed is given so that nothing is drawn.
 COMMON: Mapping[str, Any] = {"temp": 0.0, "seed": 0, "loop_guard": False, "end_prob": 2.0}
 MODES: Mapping[str, Mapping[str, Any]] = {
-    "base": {"rule": "base-only"},
-    "nudging": {"rule": "nudging-only"},
+    # A model alone is what a plain loop makes of it: each token by a call of its own.
+    "base": {"rule": "base-only", "verify_ahead": False},
+    "nudging": {"rule": "nudging-only", "verify_ahead": False},
     "nudged": {},
-    "reference": {"lookahead": 16},  # the paper's schedule
+    "plain": {"verify_ahead": False},
+    "reference": {"lookahead": 16, "verify_ahead": False},  # the paper's schedule
     "naive": {"lookahead": 16},
     "server": {"lookahead": 16},
 }

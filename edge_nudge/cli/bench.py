@@ -48,8 +48,8 @@ def bench(context: click.Context, /, **values: Any) -> None:
     With --against naive or server, a loop that sends text is measured beside the pair; such loops are slow, so the
     defaults are the prompt short and 16 tokens then, in every mode.
 
-    With --costs, the time of batches of 1 to 32 tokens instead, about two seconds for each model. With --fake, what the
-    decoder itself takes for each token, without any model.
+    With --costs, the time of batches of 1 to 32 tokens instead, and which of them have the bits of single steps: two
+    to three seconds for each model. With --fake, what the decoder itself takes for each token, without any model.
     """
     show_log(values["verbose"])
     with Interrupts() as interrupts:

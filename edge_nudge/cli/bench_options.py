@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Written here so that --help does not import bench.trials; a test compares them.
 DEFAULT_MAX_TOKENS, DEFAULT_TRIALS = 100, 3
-AGAINST = ("reference", "naive", "server")
+AGAINST = ("plain", "reference", "naive", "server")
 BESIDE = ("naive", "server")
 BESIDE_PROMPTS, BESIDE_MAX_TOKENS = ("short",), 16
 _URLS = {"base_url": Role.BASE, "nudge_url": Role.NUDGING}
@@ -53,7 +53,8 @@ def bench_options(function: F) -> F:
         ),
         click.option(
             "--against", type=click.Choice(AGAINST), metavar="WHAT",
-            help="Also measure another loop: reference, the paper's lookahead of 16 tokens; naive, a first script on "
+            help="Also measure another loop: plain, the pair without verifying ahead; reference, the paper's lookahead "
+            "of 16 tokens; naive, a first script on "
             "llama_cpp.Llama; server, two OpenAI-compatible servers.",
         ),
         click.option("--base-url", metavar="URL", help="Server of the base model, for --against server."),

@@ -34,7 +34,7 @@ def report_text(document: Document) -> str:
     match document["kind"]:
         case "costs":
             for role, curve in document["costs"].items():
-                lines += ["", _costs_title(role, curve), *_costs_table(curve)]
+                lines += ["", _costs_title(role, curve), _exact_line(curve), *_costs_table(curve)]
         case "fake":
             lines += ["", _fake_title(document["fake"]), *_fake_table(document["fake"])]
         case _:
@@ -203,6 +203,17 @@ def _costs_title(role: str, curve: Document) -> str:
     return (
         f"{role} model, {curve['n_vocab']} scores in a row, behind {curve['context_tokens']} tokens, "
         f"median of {_counted(curve['rounds'], 'round')}, taken back by {curve['reset_by']}"
+    )
+
+
+def _exact_line(curve: Document) -> str:
+    if curve["reset_by"] != "rewind":
+        return "whether batches have the bits of single steps was not measured: the model cannot rewind"
+    if curve["exact"] == 1:
+        return "no batch has the bits of single steps"
+    return (
+        f"batches of up to {_counted(curve['exact'], 'token')} have the bits of single steps, while there are no more "
+        f"than {_counted(curve['exact_within'], 'token')} in the cache"
     )
 
 

@@ -5,8 +5,9 @@ the measured curve (core/costs.py) and by what became of earlier guesses of the 
 the same request gets the same schedule.
 
 1. A guess counts only if all before it are right: chances multiply, and each right one saves a step.
-2. Batches stay within the sizes that have the bits of single steps, so a guess cannot change an answer. Where no batch
-   has (a GPU), every measured size may be used: an answer is only good to the last digits there anyway.
+2. Batches stay within the sizes measured to have the bits of single steps: those a guess cannot change. Behind
+   the tokens for which that holds (CostCurve.exact_within), and where no batch has them (a GPU), a guess can change the
+   last digits of a score, as every batch of a prompt or a catch-up does there.
 3. Chances begin with what the demo pair showed on average and follow what this answer shows.
 """
 
@@ -52,8 +53,8 @@ class Schedule:
         largest = curve.exact if curve.exact > 1 else curve.costs[-1].n_tokens
         sizes = range(1, largest + 1)
         self.largest = largest
-        self._last = [0.0, *(curve.batch_s(size) / curve.step_s for size in sizes)]
-        self._row = [0.0, 0.0, *((curve.batch_s(n, n) - curve.batch_s(n)) / (n - 1) / curve.step_s for n in sizes[1:])]
+        self._tokens = [0.0, *(curve.batch_s(n) / curve.step_s for n in sizes)]
+        self._rows = [0.0, *((curve.batch_s(n, n) - curve.batch_s(n)) / curve.step_s for n in sizes)]
 
     def n_ahead(self, n_text: int, chances: Sequence[float]) -> int:
         """Return how many guesses pay in one batch behind the last `n_text` tokens of the text.
@@ -65,8 +66,8 @@ class Schedule:
         for n_guesses in range(1, min(len(chances), self.largest - n_text) + 1):
             chance *= chances[n_guesses - 1]
             n_saved += chance
-            size = n_text + n_guesses
-            gain = n_saved - (self._last[size] + n_guesses * self._row[size] - self._last[n_text])
+            cost = self._tokens[n_text + n_guesses] - self._tokens[n_text] + self._rows[n_guesses + 1]
+            gain = n_saved - cost
             if gain > best_gain:
                 best, best_gain = n_guesses, gain
         return best

@@ -43,7 +43,8 @@ class LlamaBackend:
     """A Backend on a GGUF file; see core/backend.py for the contract.
 
     `offload` is a sentence that says what runs on a GPU and why; `n_gpu_layers` how many layers really do;
-    `flash_attention` whether it is on; `defect` what the tokenizer loses, None where it is exact.
+    `flash_attention` whether it is on; `build` which llama.cpp computes; `defect` what the tokenizer loses, None
+    where it is exact.
     With `vocab_only` the model can tokenize and nothing else.
 
     Raises InputError (an impossible number), ModelFileError (the file), EngineError (the machine).
@@ -90,6 +91,7 @@ class LlamaBackend:
         n_layers = int(llama_cpp.llama_model_n_layer(model)) + 1  # the output layer counts
         self.n_gpu_layers = n_layers if offload.n_gpu_layers < 0 else min(offload.n_gpu_layers, n_layers)
         self.offload = offload.sentence
+        self.build = native.build()
         self.flash_attention = False
         self._is_hybrid = bool(llama_cpp.llama_model_is_hybrid(model))
         self._keeps_state = self._is_hybrid or bool(llama_cpp.llama_model_is_recurrent(model))

@@ -1,4 +1,4 @@
-"""Decide how many threads decoding gets: one for each core this process may really use.
+"""Decide how many threads decoding gets, one for each core this process may really use; name the processor.
 
 Owns the reading of affinity, core topology and container quotas. Never starts a thread, never changes an affinity,
 never fails: what cannot be read does not limit.
@@ -13,6 +13,7 @@ One thread more than there are free cores costs a factor of 6 (2 to 12 ms a step
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def default_threads(*, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> 
     quota_part = "no quota" if quota is None else f"a quota of {quota:.4g} CPUs"
     reason = f"{_counted(n_threads, 'thread')}: {_counted(n_allowed, 'CPU')} allowed, {cores} behind them, {quota_part}"
     return ThreadChoice(n_threads, reason)
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the processor's name, with the vector and matrix units that decide about its speed where Linux tells."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
+    units = [unit for unit in ("avx2", "avx512f", "amx_tile") if unit in fields.get("flags", "").split()]
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(units)})" if name and units else name or None
 
 
 def _counted(n: int, noun: str) -> str:

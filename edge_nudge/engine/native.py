@@ -158,6 +158,15 @@ def can_repack() -> bool:
     return not has_amx
 
 
+@cache
+def build() -> str:
+    """Say which llama.cpp computes, for what kind of processor it was compiled, and on which GPUs it can."""
+    start()
+    system = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |")
+    gpus = ", ".join(f"{device.name} ({device.description})" for device in gpu_devices())
+    return f"{llama_cpp.llama_version().decode('utf-8', 'replace')}; {system}; {gpus or 'no GPU'}"
+
+
 def prototype(function: Any, restype: Any, *argtypes: Any) -> Callable[..., Any]:
     """Return a binding function under another signature, e.g. an address where it declares a typed pointer.
 
