@@ -62,6 +62,21 @@ def test_both_models_write_and_every_count_adds_up(pair: Pair) -> None:
     assert usage.base.evaluated[Cause.REEVALUATED] + usage.nudging.evaluated[Cause.REEVALUATED] <= usage.n_handoffs * 2
 
 
+def test_guesses_save_calls_and_change_no_bit(pair: Pair) -> None:
+    """Within the tokens for which the curve found batches exact: the prompt and 80 tokens."""
+    assert all(pair.curves[role].exact >= least for role, least in ((Role.BASE, 2), (Role.NUDGING, 8)))
+    settings = {"max_tokens": 80, "seed": 1, "loop_guard": False}
+    found = {}
+    for is_on in (True, False):
+        pair.forget()
+        events = list(pair.stream("List the months of the year.", verify_ahead=is_on, **settings))
+        found[is_on] = [event for event in events if isinstance(event, Piece)], finish_of(events).usage.base
+    (guessed, counts), (plain, plain_counts) = found[True], found[False]
+    assert guessed == plain  # texts, authors and probabilities to the last digit
+    assert counts.evaluated[Cause.VERIFIED] > 0 == plain_counts.evaluated[Cause.VERIFIED]
+    assert counts.n_calls < plain_counts.n_calls
+
+
 def test_the_same_request_gives_the_same_answer_cold_and_warm(pair: Pair, demo_paths: tuple[Path, Path]) -> None:
     """Case B34, in one process and in a new one."""
     settings = {"max_tokens": 40, "seed": 7}
