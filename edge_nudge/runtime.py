@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 DEFAULT_CTX_SIZE = 4096
 DEFAULT_BASE_FORMAT = "qa"
 MAX_SETTING = 1 << 24
+PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,10 @@ class Pair:
         self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
         self.curves = dict(curves or {})
         self._schedules = {role: Schedule(curve) for role, curve in self.curves.items()}
-        self._sessions = {Role.BASE: Session(base), Role.NUDGING: Session(nudging)}
+        self._sessions = {
+            role: Session(backend, self._prompt_batch(role, backend))
+            for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
+        }
         self._answer: Answer | None = None
 
     def __repr__(self) -> str:
@@ -181,6 +185,10 @@ class Pair:
     def _writer(self, role: Role, backend: Backend, prompt: Prompt, request: GenerateRequest, seed: int) -> Writer:
         foresight = self._foresight(role, request)
         return Writer(role, backend, self._sessions[role], prompt, request.sampling, seed, foresight)
+
+    def _prompt_batch(self, role: Role, backend: Backend) -> int | None:
+        curve = self.curves.get(role)
+        return None if curve is None else curve.prefill_batch(PROMPT_BATCH_S, backend.info.n_batch)
 
     def _foresight(self, role: Role, request: GenerateRequest) -> Foresight | None:
         schedule = self._schedules.get(role)

@@ -72,7 +72,7 @@ def test_costs_between_sizes_are_on_the_line() -> None:
 
 def test_prompt_batches_are_as_large_as_the_time_allows() -> None:
     curve = straight_curve(0.1, 0.0)  # n tokens take 0.9 + n / 10 seconds
-    assert [curve.prefill_batch(limit_s, 512) for limit_s in (0.1, 4.2, 7.4, 1e9)] == [16, 32, 64, 512]
+    assert [curve.prefill_batch(limit_s, 512) for limit_s in (0.1, 26.4, 26.6, 1e9)] == [128, 128, 256, 512]
     assert curve.prefill_batch(1e9, 4) == 4
 
 

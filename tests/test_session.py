@@ -242,3 +242,12 @@ def test_guesses_of_the_request_before_are_reused_like_its_text() -> None:
     session.sync([4, 5, 6, 7])
     assert (usage.n_reused, usage.n_calls, usage.evaluated[Cause.PROMPT]) == (3, 1, 1)
     assert min(usage.evaluated.values()) == 0
+
+
+def test_a_long_text_is_read_in_batches_between_which_it_can_be_cancelled() -> None:
+    backend = FakeBackend(VOCABULARY, SCORER)
+    session = Session(backend, n_batch=4)
+    session.begin(20, ModelUsage(), lambda: backend.n_calls == 2)
+    with pytest.raises(Cancelled):
+        session.sync([5] * 20)
+    assert session.ids == (5,) * 8

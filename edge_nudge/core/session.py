@@ -63,10 +63,11 @@ def _no_time() -> float:
 
 
 class Session:
-    """One sequence of one backend."""
+    """One sequence of one backend; texts are read in batches of at most `n_batch` tokens, so long a cancel waits."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, n_batch: int | None = None) -> None:
         self._backend = backend
+        self._n_batch = min(n_batch or backend.info.n_batch, backend.info.n_batch)
         self._ids: list[int] = []  # what the cache holds
         self._n_text = 0  # so many of them are the text, the others are guesses
         self._rows: dict[int, int] = {}  # position -> row of the last call: the scores behind that token
@@ -213,7 +214,7 @@ class Session:
         self._evaluate(ids[n_save:])
 
     def _evaluate(self, tokens: Sequence[int], guess: Guess = _no_guess, *, is_end: bool = True) -> None:
-        n_batch = self._backend.info.n_batch
+        n_batch = self._n_batch
         for start in range(0, len(tokens), n_batch):
             if self._is_cancelled():
                 raise Cancelled
