@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edge_nudge.core.decoder import Decoder
-from edge_nudge.core.events import Event, Role
+from edge_nudge.core.events import Event, Finished, Role
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt
@@ -69,6 +69,13 @@ class Answer(Iterator[Event]):
     def __next__(self) -> Event:
         return next(self._events)
 
+    def finish(self) -> Finished:
+        """Run the answer to its end and return the last event. Raises EngineError."""
+        for event in self:
+            if isinstance(event, Finished):
+                return event
+        raise AssertionError("an answer ends with Finished")
+
     def close(self) -> None:
         close = getattr(self._events, "close", None)
         if close is not None:
@@ -99,13 +106,13 @@ class Pair:
         self.threads = threads
         self.defects = dict(defects or {})
         self.base, self.nudging = base, nudging
+        self.backends = {Role.BASE: base, Role.NUDGING: nudging}
         self._format: BaseFormat = base_format(spec.base_prompt_format)
         self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
         self.curves = dict(curves or {})
         self._schedules = {role: Schedule(curve) for role, curve in self.curves.items()}
         self._sessions = {
-            role: Session(backend, self._prompt_batch(role, backend))
-            for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
+            role: Session(backend, self._prompt_batch(role, backend)) for role, backend in self.backends.items()
         }
         self._answer: Answer | None = None
 
@@ -152,8 +159,8 @@ class Pair:
             is_cancelled = True
 
         decoder = Decoder(
-            self._writer(Role.BASE, self.base, self.base_prompt(request, now), request, seed),
-            self._writer(Role.NUDGING, self.nudging, self.nudging_prompt(request, now), request, seed),
+            self._writer(Role.BASE, self.base_prompt(request, now), request, seed),
+            self._writer(Role.NUDGING, self.nudging_prompt(request, now), request, seed),
             request,
             seed=seed,
             clock=time.perf_counter,
@@ -182,9 +189,9 @@ class Pair:
         eos = "" if info.eos is None else self.nudging.spelling(info.eos)
         return encode_prompt(self.nudging, render_chat(self._template, request.messages, bos=bos, eos=eos, now=now))
 
-    def _writer(self, role: Role, backend: Backend, prompt: Prompt, request: GenerateRequest, seed: int) -> Writer:
+    def _writer(self, role: Role, prompt: Prompt, request: GenerateRequest, seed: int) -> Writer:
         foresight = self._foresight(role, request)
-        return Writer(role, backend, self._sessions[role], prompt, request.sampling, seed, foresight)
+        return Writer(role, self.backends[role], self._sessions[role], prompt, request.sampling, seed, foresight)
 
     def _prompt_batch(self, role: Role, backend: Backend) -> int | None:
         curve = self.curves.get(role)

@@ -22,6 +22,14 @@ settings.register_profile("edge-nudge", deadline=None)
 settings.load_profile("edge-nudge")
 
 
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, ...]:
+    """Two files to be hashed; the fake pair does not read them."""
+    for name in ("base.gguf", "nudging.gguf"):
+        (tmp_path / name).write_bytes(name.encode())
+    return "-m", str(tmp_path / "base.gguf"), "--nudge", str(tmp_path / "nudging.gguf")
+
+
 @pytest.fixture(scope="session")
 def vocab_paths() -> dict[str, Path]:
     """The vocabulary-only GGUF files of the llama-cpp-python source archive, by name ("qwen2", "llama-spm", ...)."""

@@ -261,14 +261,6 @@ def test_costs_of_native_models(tmp_path: Path, arch: str, how: str) -> None:
 # --- the command
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[str, ...]:
-    """Two files to be hashed; the fake pair does not read them."""
-    for name in ("base.gguf", "nudging.gguf"):
-        (tmp_path / name).write_bytes(name.encode())
-    return "-m", str(tmp_path / "base.gguf"), "--nudge", str(tmp_path / "nudging.gguf")
-
-
 def test_json_is_one_object_without_nan(invoke: Invoke, files: tuple[str, ...]) -> None:
     arguments = ("--json", "-n", "5", "--trials", "2", "--prompt", "code", "--prompt", "short", "--prompt", "code")
     ended = invoke("bench", *files, *arguments, "--against", "reference", load=loader(LONG))
@@ -359,7 +351,7 @@ def test_the_processor_is_named_where_it_can_be(tmp_path: Path) -> None:
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Nice CPU\nflags\t\t: fpu avx2 amx_tile\n\nprocessor\t: 1\n")
     assert machine.processor(cpuinfo) == "Nice CPU (avx2, amx_tile)"
     machine.processor(tmp_path / "none")
-    assert machine._version("no-such-package-here") is None
+    assert machine.package_version("no-such-package-here") is None
 
 
 # --- as a process

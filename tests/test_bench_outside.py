@@ -390,14 +390,6 @@ def test_no_other_urls(url: str) -> None:
 # --- the command
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[str, ...]:
-    """Two files to be hashed; the fake pair does not read them."""
-    for name in ("base.gguf", "nudging.gguf"):
-        (tmp_path / name).write_bytes(name.encode())
-    return "-m", str(tmp_path / "base.gguf"), "--nudge", str(tmp_path / "nudging.gguf")
-
-
 def test_against_two_servers(invoke: Invoke, files: tuple[str, ...]) -> None:
     base, nudging = completers_of(fake_pair(LONG)).values()
     with serving(base) as (base_url, _), serving(nudging) as (nudge_url, _):

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from edge_nudge.bench.outside import token_texts
 from edge_nudge.bench.prompts import FOLLOW_UP, Conversation
 from edge_nudge.bench.report import spread
 from edge_nudge.bench.trials import COMMON
@@ -24,7 +25,6 @@ from edge_nudge.core.events import Cause, Finished, Piece, Role, Usage
 from edge_nudge.core.request import GenerateRequest, build_request
 
 if TYPE_CHECKING:
-    from edge_nudge.core.backend import Backend
     from edge_nudge.runtime import Pair
 
 SECOND_TOKENS = 16
@@ -115,12 +115,12 @@ def _written(pair: Pair, request: GenerateRequest) -> tuple[str, Usage]:
 def _counted(
     pair: Pair, role: Role, first: GenerateRequest, answer: str, second: GenerateRequest, usage: Usage
 ) -> ModelFollowUp:
-    backend = pair.base if role is Role.BASE else pair.nudging
+    backend = pair.backends[role]
     prompt_of = pair.base_prompt if role is Role.BASE else pair.nudging_prompt
     now = datetime.now().astimezone()
     before = prompt_of(first, now)
-    text = b"".join(_pieces(backend, [*before.head, *backend.tokenize(before.tail)])) + answer.encode()
-    pieces = _pieces(backend, Continuation(prompt_of(second, now), backend).ids(b"")[0])
+    text = b"".join(token_texts(backend, [*before.head, *backend.tokenize(before.tail)])) + answer.encode()
+    pieces = token_texts(backend, Continuation(prompt_of(second, now), backend).ids(b"")[0])
     n_known = n_known_tokens(text, pieces)
     own = usage.of(role)
     n_evaluated = own.evaluated[Cause.PROMPT]
@@ -139,8 +139,3 @@ def n_known_tokens(before: bytes, pieces: Sequence[bytes]) -> int:
             return number
         at += len(piece)
     return len(pieces)
-
-
-def _pieces(backend: Backend, ids: Sequence[int]) -> list[bytes]:
-    """Return the text of each token; control tokens as they are spelled."""
-    return [backend.spelling(i).encode() if backend.is_control(i) else backend.piece(i) for i in ids]

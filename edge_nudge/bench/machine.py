@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 import psutil
 
-from edge_nudge.engine.machine import processor
+from edge_nudge.engine.machine import package_version, processor
 from edge_nudge.version import __version__
 
 PEAK_MEMORY_INCLUDES = (
@@ -32,8 +31,8 @@ def machine_document(threads: str) -> dict[str, Any]:
         "threads": threads,
         "versions": {
             "edge-nudge": __version__,
-            "llama-cpp-python": _version("llama-cpp-python"),
-            "numpy": _version("numpy"),
+            "llama-cpp-python": package_version("llama-cpp-python"),
+            "numpy": package_version("numpy"),
             "python": platform.python_version(),
         },
     }
@@ -47,10 +46,3 @@ def peak_memory_bytes() -> int | None:
         return getattr(psutil.Process().memory_info(), "peak_wset", None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

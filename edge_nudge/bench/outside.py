@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # A text can be this many times more tokens for the model that did not write it.
 _FOREIGN = 4
-_CTX_STEP = 256
+_CTX_STEP = 256  # the library rounds a context up to a multiple of it
 _SHORT = (
     "all modes are asked for answers of the same length; in a short one reading the prompt is a large part, so a ratio "
     "is not that of the writing alone"
@@ -65,9 +65,8 @@ def prompt_texts(pair: Pair, request: GenerateRequest) -> dict[Role, str]:
 
 def text_loop(pair: Pair, completers: Mapping[Role, Completer]) -> TextLoop:
     """Return a loop that counts tokens as the pair does."""
-    backends = {Role.BASE: pair.base, Role.NUDGING: pair.nudging}
     return TextLoop(
-        completers, count=lambda role, text: len(backends[role].tokenize(text.encode())), clock=time.perf_counter
+        completers, count=lambda role, text: len(pair.backends[role].tokenize(text.encode())), clock=time.perf_counter
     )
 
 
@@ -82,12 +81,12 @@ def naive_loop(
     from edge_nudge.engine.naive import NaiveCompleter
 
     sizes = context_sizes(pair, prompts, max_tokens)
-    backends = {Role.BASE: (pair.base, pair.spec.base), Role.NUDGING: (pair.nudging, pair.spec.nudging)}
+    paths = {Role.BASE: pair.spec.base, Role.NUDGING: pair.spec.nudging}
     with ExitStack() as stack:
         completers: dict[Role, Completer] = {}
-        for role, (backend, path) in backends.items():
+        for role, backend in pair.backends.items():
             completer = NaiveCompleter(
-                path.expanduser(),
+                paths[role].expanduser(),
                 n_ctx=sizes[role],
                 n_threads=n_threads,
                 n_gpu_layers=getattr(backend, "n_gpu_layers", 0),
@@ -112,11 +111,10 @@ def naive_loop(
 
 def context_sizes(pair: Pair, prompts: Sequence[str], max_tokens: int) -> dict[Role, int]:
     """Return for each model the smallest context, a multiple of 256, that holds every prompt and its answer."""
-    backends = {Role.BASE: pair.base, Role.NUDGING: pair.nudging}
     n_prompt = dict.fromkeys(Role, 0)
     for name in prompts:
         for role, text in prompt_texts(pair, build_request(PROMPTS[name])).items():
-            n_prompt[role] = max(n_prompt[role], len(backends[role].tokenize(text.encode(), special=True)))
+            n_prompt[role] = max(n_prompt[role], len(pair.backends[role].tokenize(text.encode(), special=True)))
     room = _FOREIGN * (max_tokens + PAPER_LOOKAHEAD) + 2  # BOS, and a context is never filled to its last token
     return {role: -(-(n + room) // _CTX_STEP) * _CTX_STEP for role, n in n_prompt.items()}
 
@@ -139,10 +137,15 @@ def server_loop(
     )
 
 
+def token_texts(backend: Backend, ids: Sequence[int]) -> list[bytes]:
+    """Return the text of each token; control tokens as they are spelled."""
+    return [backend.spelling(i).encode() if backend.is_control(i) else backend.piece(i) for i in ids]
+
+
 def _text(backend: Backend, prompt: Prompt) -> str:
     info = backend.info
     head = prompt.head[1:] if info.adds_bos and prompt.head[:1] == (info.bos,) else prompt.head
-    pieces = [backend.spelling(i).encode() if backend.is_control(i) else backend.piece(i) for i in head]
+    pieces = token_texts(backend, head)
     if info.adds_space_prefix and head and not backend.is_control(head[0]):
         pieces[0] = pieces[0].removeprefix(b" ")  # the tokenizer's own blank: it puts one there again
     return (b"".join(pieces) + prompt.tail).decode("utf-8", "replace")

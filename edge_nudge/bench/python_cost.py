@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edge_nudge.bench.report import spread
 from edge_nudge.bench.trials import ALWAYS, COMMON, MODES, rotated
-from edge_nudge.core.events import Finished, Role, Usage
+from edge_nudge.core.events import Role, Usage
 from edge_nudge.core.request import build_request
 from edge_nudge.errors import EngineError
 from edge_nudge.runtime import Pair, PairSpec
@@ -149,16 +149,14 @@ def _answered(pair: Pair, mode: str, n_tokens: int, clock: Callable[[], float]) 
     """Return the seconds an answer took outside its models, and its totals."""
     request = build_request("Count the words.", max_tokens=n_tokens, **COMMON, **MODES[mode])
     pair.forget()
-    events = pair.answer(request)
+    answer = pair.answer(request)
     backends = [backend for backend in (pair.base, pair.nudging) if isinstance(backend, TableBackend)]
     spent_s = sum(backend.spent_s for backend in backends)
     started = clock()
-    for event in events:
-        if isinstance(event, Finished):
-            outside_s = clock() - started - (sum(backend.spent_s for backend in backends) - spent_s)
-            assert event.usage.n_completion == n_tokens, "the circle of words never ends"
-            return outside_s, event.usage
-    raise AssertionError("an answer ends with Finished")
+    usage = answer.finish().usage
+    outside_s = clock() - started - (sum(backend.spent_s for backend in backends) - spent_s)
+    assert usage.n_completion == n_tokens, "the circle of words never ends"
+    return outside_s, usage
 
 
 def _row(n_vocab: int, top: int, prob: float) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_nudge.bench.outside import written_outside
 from edge_nudge.bench.prompts import PROMPTS
-from edge_nudge.core.events import FinishDetail, Finished, Usage
+from edge_nudge.core.events import FinishDetail, Usage
 from edge_nudge.core.request import GenerateRequest, build_request
 from edge_nudge.errors import InputError
 
@@ -134,7 +134,8 @@ def run_trials(
             written = written_outside(loop, pair, request)
             detail, usage = written.detail, written.usage
         else:
-            finished = _answered(pair, request)
+            pair.forget()
+            finished = pair.answer(request).finish()
             detail, usage = finished.detail, finished.usage
         if number is not None:
             trials.append(Trial(number, prompt, mode, detail, usage))
@@ -150,11 +151,3 @@ def schedule(plan: Plan) -> Iterator[tuple[int | None, str, str]]:
         for prompt in plan.prompts:
             for mode in rotated(plan.modes, number):
                 yield number, prompt, mode
-
-
-def _answered(pair: Pair, request: GenerateRequest) -> Finished:
-    pair.forget()
-    for event in pair.answer(request):
-        if isinstance(event, Finished):
-            return event
-    raise AssertionError("an answer ends with Finished")

@@ -18,18 +18,17 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edge_nudge.catalog.store import cache_dir, write_whole
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.costs import BatchCost, CostCurve
 from edge_nudge.engine.costs import EXACT_WITHIN, QUICK_BUDGET_S, SIZES, measure_quick
-from edge_nudge.engine.machine import processor
+from edge_nudge.engine.machine import package_version, processor
 
 FORMAT = 1  # of the files; also to be raised where what is measured changes its meaning
 _END_BYTES = 1 << 20
@@ -78,9 +77,7 @@ class _Kept(BaseModel):
 
 def costs_dir() -> Path:
     """Return the folder of the kept curves; it may not exist yet."""
-    from edge_nudge.catalog.store import data_dir
-
-    return data_dir() / "costs"
+    return cache_dir() / "costs"
 
 
 def curve_of(
@@ -142,7 +139,7 @@ def _key(backend: Backend, path: Path, n_threads: int, budget_s: float) -> dict[
     return {
         "format": FORMAT,
         "model": fingerprint(path),
-        "llama-cpp-python": _version("llama-cpp-python"),
+        "llama-cpp-python": package_version("llama-cpp-python"),
         "build": getattr(backend, "build", None),  # what only a real engine has
         "n_gpu_layers": getattr(backend, "n_gpu_layers", None),
         "flash_attention": getattr(backend, "flash_attention", None),
@@ -192,21 +189,7 @@ def _write(place: Path, key: dict[str, Any], curve: CostCurve) -> None:
             "reset_by": curve.reset_by, "costs": costs, "exact": curve.exact, "exact_within": curve.exact_within,
         },
     }  # fmt: skip
-    partial = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps(document), encoding="utf-8")
-            os.replace(partial, place)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        write_whole(place, json.dumps(document))
     except OSError as error:
         _log.info("batch costs cannot be kept in %s (%s): they are measured at each start", place.parent, error)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

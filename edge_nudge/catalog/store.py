@@ -246,10 +246,18 @@ def _read_stamp(path: Path) -> _Stamp | None:
 def _write_stamp(path: Path, stamp: _Stamp) -> None:
     """Keep a stamp, whole or not at all; a folder that cannot be written only costs another reading later."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(asdict(stamp)), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, json.dumps(asdict(stamp)))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all; of two processes that write it at once the last one wins.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

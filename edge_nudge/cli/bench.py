@@ -165,7 +165,7 @@ def _costs(pair: Pair, say: Say) -> dict[str, Any]:
     from edge_nudge.engine.costs import measure_costs
 
     costs = {}
-    for role, backend in ((Role.BASE, pair.base), (Role.NUDGING, pair.nudging)):
+    for role, backend in pair.backends.items():
         say(f"{role.value} model: batches of 1 to 32 tokens")
         costs[role.value] = costs_document(measure_costs(backend))
     pair.forget()

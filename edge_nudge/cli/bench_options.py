@@ -54,8 +54,7 @@ def bench_options(function: F) -> F:
         click.option(
             "--against", type=click.Choice(AGAINST), metavar="WHAT",
             help="Also measure another loop: plain, the pair without verifying ahead; reference, the paper's lookahead "
-            "of 16 tokens; naive, a first script on "
-            "llama_cpp.Llama; server, two OpenAI-compatible servers.",
+            "of 16 tokens; naive, a first script on llama_cpp.Llama; server, two OpenAI-compatible servers.",
         ),
         click.option("--base-url", metavar="URL", help="Server of the base model, for --against server."),
         click.option("--nudge-url", metavar="URL", help="Server of the nudging model, for --against server."),

@@ -19,7 +19,6 @@ import click
 from edge_nudge.cli import options, streams
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal, one_line, wants_color
-from edge_nudge.core.events import Role
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def warnings(pair: Pair, values: Mapping[str, Any]) -> list[str]:
     """Return what is not as one might think: text that a tokenizer loses, a context smaller than asked for."""
     found = [f"{role.value} model: {defect}" for role, defect in pair.defects.items()]
     asked = values["ctx_size"]
-    for role, backend in ((Role.BASE, pair.base), (Role.NUDGING, pair.nudging)):
+    for role, backend in pair.backends.items():
         n_ctx = backend.info.n_ctx
         if asked is not None and n_ctx < asked:
             found.append(f"{role.value} model: a context of {asked} tokens was asked for, it has {n_ctx}")

@@ -110,7 +110,7 @@ def request_options(function: F) -> F:
         click.option("--max-turns", type=int, metavar="N", help="Most turns of the nudging model; default 1000."),
         click.option("--no-loop-guard", is_flag=True, help="Let the answer repeat itself."),
         click.option(
-            "--no-verify-ahead", is_flag=True, help="Evaluate no guesses: the same answer, each token by a call."
+            "--no-verify-ahead", is_flag=True, help="Evaluate nothing on a guess: each token by a call, slower."
         ),
         click.option("--temp", type=float, metavar="X", help="Temperature; default 0.0, always the best token."),
         click.option("--top-k", type=int, metavar="N", help="Keep the N best tokens, 0 keeps all; default 40."),

@@ -48,10 +48,6 @@ class CostCurve:
         """Seconds of a step: one token, one row of scores."""
         return self.costs[0].last_s
 
-    def exact_behind(self, n_cached: int) -> int:
-        """Return the largest size that has the bits of single steps behind `n_cached` tokens; 1 where none has."""
-        return max(1, min(self.exact, self.exact_within - n_cached))
-
     def batch_s(self, n_tokens: int, n_rows: int = 1) -> float:
         """Return the seconds of a batch of `n_tokens` with scores for `n_rows` of them, at least one.
 

@@ -21,27 +21,24 @@ class Foresight:
         self._most = schedule.largest if most is None else most
         self._lookup = Lookup()
         self._odds = Odds()
-        self._n_text = 0
         self._open: list[tuple[int, int]] = []  # guesses not settled yet, (token, source), behind the text
         self._drafted: Sequence[int] = ()
 
     def __repr__(self) -> str:
-        return f"<Foresight behind {self._n_text} tokens, {len(self._open)} open guesses, {self._odds!r}>"
+        return f"<Foresight behind {len(self._lookup)} tokens, {len(self._open)} open guesses, {self._odds!r}>"
 
     def follow(self, ids: Sequence[int], drafted: Sequence[int] = ()) -> None:
         """Let the text be `ids`; `drafted` is what the other model has written behind it."""
-        if len(ids) < self._n_text:
+        if len(ids) < len(self._lookup):
             self._open.clear()
-        for token in ids[self._n_text :]:
+        for token in ids[len(self._lookup) :]:
             self._settle(token)
-        self._n_text = len(ids)
         self._lookup.follow(ids)
         self._drafted = drafted
 
     def push(self, token: int) -> None:
         """Let the text be one token longer."""
         self._settle(token)
-        self._n_text += 1
         self._lookup.push(token)
         self._drafted = self._drafted[1:] if self._drafted and self._drafted[0] == token else ()
 

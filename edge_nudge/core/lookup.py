@@ -40,6 +40,9 @@ class Lookup:
     def __repr__(self) -> str:
         return f"<Lookup over {len(self._ids)} tokens>"
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
     def follow(self, ids: Sequence[int]) -> None:
         """Let the text be `ids`."""
         n_common = common_prefix(self._ids, ids)

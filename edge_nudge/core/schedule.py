@@ -8,7 +8,7 @@ the same request gets the same schedule.
 2. Batches stay within the sizes measured to have the bits of single steps: those a guess cannot change. Behind
    the tokens for which that holds (CostCurve.exact_within), and where no batch has them (a GPU), a guess can change the
    last digits of a score, as every batch of a prompt or a catch-up does there.
-3. Chances begin with what the demo pair showed on average and follow what this answer shows.
+3. Chances begin with a rough guess, the same in each request, and follow what the answer shows.
 """
 
 from __future__ import annotations

@@ -63,7 +63,10 @@ def _no_time() -> float:
 
 
 class Session:
-    """One sequence of one backend; texts are read in batches of at most `n_batch` tokens, so long a cancel waits."""
+    """One sequence of one backend.
+
+    A text is read in batches of at most `n_batch` tokens (None: the backend's own): a cancel waits for one of them.
+    """
 
     def __init__(self, backend: Backend, n_batch: int | None = None) -> None:
         self._backend = backend
@@ -149,9 +152,9 @@ class Session:
             if n_keep < n_text:
                 self._count_tail(n_keep, n_text)
                 self._evaluate(text[n_keep:], is_end=False)
+        self._evaluate((token,), guess)
         self.usage.evaluated[Cause.OWN] += 1
         self._n_seen = max(self._n_seen, n_text + 1)
-        self._evaluate((token,), guess)
 
     @property
     def scores(self) -> Scores:

@@ -1,4 +1,4 @@
-"""Decide how many threads decoding gets, one for each core this process may really use; name the processor.
+"""Decide how many threads decoding gets, one for each core this process may really use; name processor and packages.
 
 Owns the reading of affinity, core topology and container quotas. Never starts a thread, never changes an affinity,
 never fails: what cannot be read does not limit.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,14 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     units = [unit for unit in ("avx2", "avx512f", "amx_tile") if unit in fields.get("flags", "").split()]
     name = fields.get("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(units)})" if name and units else name or None
+
+
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _counted(n: int, noun: str) -> str:

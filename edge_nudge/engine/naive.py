@@ -24,8 +24,6 @@ from edge_nudge.core.text_loop import Completion
 from edge_nudge.engine import native
 from edge_nudge.errors import EngineError
 
-CTX_STEP = 256  # the library rounds a context up to a multiple of it
-
 
 class NaiveCompleter:
     """A Completer on `llama_cpp.Llama.create_completion`. Close it. Raises EngineError."""
