@@ -22,6 +22,14 @@ settings.register_profile("edge-nudge", deadline=None)
 settings.load_profile("edge-nudge")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hashes and batch costs of test files are not left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_NUDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, ...]:
     """Two files to be hashed; the fake pair does not read them."""
