@@ -1,0 +1,1 @@
+"""Pages made from traces: what was written by whom, and why."""

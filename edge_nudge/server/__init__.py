@@ -1,0 +1,1 @@
+"""The local API: an OpenAI-compatible service on a Unix socket."""
