@@ -87,7 +87,7 @@ class Pair:
 
     `notes` are sentences a user should see once: what runs on a GPU and why; `threads` says how many and why;
     `defects` are what a tokenizer loses, by role: rare bytes that reach that model's eyes changed or not at all.
-    `curves` are what batches cost; a model without one evaluates nothing ahead.
+    `curves` are what batches cost; without those of both models nothing is evaluated ahead.
     """
 
     def __init__(
@@ -199,12 +199,13 @@ class Pair:
 
     def _foresight(self, role: Role, request: GenerateRequest) -> Foresight | None:
         schedule = self._schedules.get(role)
-        if schedule is None or not request.nudge.verify_ahead:
+        if schedule is None or role.other not in self._schedules or not request.nudge.verify_ahead:
             return None
         # A nudging word needs the token behind it as well, and what follows is the base model's: more than one
         # guess would only save a token of a catch-up, which is cheap.
         is_shared = role is Role.NUDGING and make_policy(request.nudge).solo is None
-        return Foresight(schedule, most=1 if is_shared else None)
+        scout_step = self.curves[role.other].step_s / self.curves[role].step_s
+        return Foresight(schedule, most=1 if is_shared else None, scout_step=scout_step)
 
 
 def find_pair(

@@ -92,8 +92,17 @@ def test_a_slow_model_is_not_measured_for_long() -> None:
     backend = fake()
     curve = measure_quick(backend, clock=ticking(0.5))
     assert curve.costs[0].n_tokens == 1
-    assert len(curve.costs) < 4
+    assert len(curve.costs) < 6
     assert backend.n_calls < 40
+
+
+def test_the_smaller_sizes_of_a_slow_model_are_measured() -> None:
+    """Steps of 76 ms: a second would hold one size, and nothing would ever be evaluated ahead."""
+    backend = Rounding(VOCABULARY, hashed_scores(VOCABULARY))
+    backend.first_inexact = 8
+    curve = measure_quick(backend, clock=lambda: 0.06 * backend.n_calls + 0.016 * backend.n_rows)
+    assert [cost.n_tokens for cost in curve.costs][:6] == [1, 2, 3, 4, 6, 8]
+    assert curve.exact == 7
 
 
 # --- keeping

@@ -22,10 +22,10 @@ def worlds(numbers: range, **fixed: object) -> list[tuple[int, World]]:
     return [(number, random_world(number, **fixed)) for number in numbers]
 
 
-def assert_equals_reference(numbers: range, curve: CostCurve | None = None) -> set[str]:
+def assert_equals_reference(numbers: range, curve: CostCurve | None = None, scout_step: float = 1.0) -> set[str]:
     seen: set[str] = set()
     for number, world in worlds(numbers):
-        world.curve = curve
+        world.curve, world.scout_step = curve, scout_step
         answer = world.answer()
         assert answer == referred(world.reference()), f"world {number}"
         seen |= {answer.detail, *(unit[3] for unit in answer.units)}
@@ -41,9 +41,38 @@ def test_guesses_change_nothing(curve: CostCurve) -> None:
     assert_equals_reference(range(100, 160), curve)
 
 
+@pytest.mark.parametrize("curve", [GUESSING, straight_curve(0.1, 0.2, exact=3)])
+def test_runs_of_the_nudging_model_change_nothing(curve: CostCurve) -> None:
+    assert_equals_reference(range(300, 360), curve, scout_step=0.0)
+
+
 @pytest.mark.thorough
-def test_guesses_change_nothing_in_a_thousand_worlds() -> None:
-    assert_equals_reference(range(6000, 7000), GUESSING)
+@pytest.mark.parametrize("scout_step", [1.0, 0.1, 0.0])
+def test_guesses_change_nothing_in_a_thousand_worlds(scout_step: float) -> None:
+    assert_equals_reference(range(6000, 7000), GUESSING, scout_step)
+
+
+def test_a_run_of_the_nudging_model_saves_calls_where_it_writes_what_the_base_model_writes() -> None:
+    """Two copies of one model: runs come true where the text is tokenized as it was drawn."""
+    counts = {}
+    for scout_step in (1.0, 0.1):
+        base, nudging = ModelUsage(), ModelUsage()
+        fixed = {"gamma": 0.0, "max_tokens": 60, "temp": 0.0, "end_prob": 2.0, "stop": [], "loop_guard": False}
+        for _, world in worlds(range(400, 440), rule="top_prob", **fixed):
+            world.nudging, world.nudging_prompt = world.base, world.base_prompt
+            world.curve, world.scout_step = straight_curve(0.05, 0.05), scout_step
+            answer = decoded(events := list(world.decoder().run()))
+            assert answer == referred(world.reference())
+            assert isinstance(finished := events[-1], Finished)
+            for total, usage in ((base, finished.usage.base), (nudging, finished.usage.nudging)):
+                total.n_calls += usage.n_calls
+                for cause, n_tokens in usage.evaluated.items():
+                    total.evaluated[cause] += n_tokens
+        counts[scout_step] = base, nudging
+    (base, nudging), (base_with, nudging_with) = counts[1.0], counts[0.1]
+    assert base_with.n_calls < 0.8 * base.n_calls
+    assert base_with.evaluated[Cause.VERIFIED] > 2 * base.evaluated[Cause.VERIFIED]
+    assert nudging_with.evaluated[Cause.VERIFIED] > 10 * nudging.evaluated[Cause.VERIFIED]
 
 
 def test_guesses_come_true_and_save_calls() -> None:

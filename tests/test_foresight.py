@@ -86,18 +86,18 @@ def test_following_is_the_same_as_pushing(first: list[int], second: list[int]) -
 
 def test_a_guess_pays_where_it_saves_more_than_it_costs() -> None:
     schedule = Schedule(straight_curve(0.1, 0.2))  # a guess costs 0.3 steps
-    assert schedule.n_ahead(1, [0.29]) == 0
-    assert schedule.n_ahead(1, [0.35]) == 1
-    assert schedule.n_ahead(1, [0.9, 0.9, 0.3]) == 2
-    assert schedule.n_ahead(1, [0.9] * 40) == 11  # 0.9 ** 11 is 0.31, just above the cost
+    assert schedule.n_ahead(1, [0.29])[0] == 0
+    assert schedule.n_ahead(1, [0.35])[0] == 1
+    assert schedule.n_ahead(1, [0.9, 0.9, 0.3])[0] == 2
+    assert schedule.n_ahead(1, [0.9] * 40)[0] == 11  # 0.9 ** 11 is 0.31, just above the cost
 
 
 def test_batches_stay_within_the_sizes_that_are_exact() -> None:
     free = straight_curve(0.0, 0.0, exact=4)
-    assert [Schedule(free).n_ahead(n_text, [1.0] * 9) for n_text in (1, 3, 4, 5, 30)] == [3, 1, 0, 0, 0]
+    assert [Schedule(free).n_ahead(n_text, [1.0] * 9)[0] for n_text in (1, 3, 4, 5, 30)] == [3, 1, 0, 0, 0]
     nothing_is_exact = straight_curve(0.0, 0.0, exact=1)
-    assert Schedule(nothing_is_exact).n_ahead(1, [1.0] * 40) == 15  # the largest measured size
-    assert Schedule(straight_curve(0.0, 0.0, sizes=(1,))).n_ahead(1, [1.0] * 9) == 0
+    assert Schedule(nothing_is_exact).n_ahead(1, [1.0] * 40)[0] == 15  # the largest measured size
+    assert Schedule(straight_curve(0.0, 0.0, sizes=(1,))).n_ahead(1, [1.0] * 9)[0] == 0
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 16), st.lists(st.floats(0, 1), max_size=16), st.integers(1, 16))
@@ -114,10 +114,11 @@ def test_the_number_is_the_best_one(
             saved += chance
         return saved - (curve.batch_s(n_text + n_guesses, n_guesses + 1) - curve.batch_s(n_text))
 
-    n_best = schedule.n_ahead(n_text, chances)
+    n_best, best_gain = schedule.n_ahead(n_text, chances)
     room = range(min(len(chances), schedule.largest - n_text) + 1) if n_text <= schedule.largest else range(1)
     assert n_best in room
     assert gain(n_best) == pytest.approx(max(map(gain, room)), abs=0.021)
+    assert best_gain == pytest.approx(gain(n_best))
 
 
 def test_odds_follow_what_they_see() -> None:

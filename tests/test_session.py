@@ -100,6 +100,19 @@ class SessionMachine(RuleBasedStateMachine):
         self.expected = [*self.expected, token]
         self.check_scores(self.expected)
 
+    @rule(token=st.integers(4, 9))
+    def try_ahead(self, token: int) -> None:
+        if not self.expected or not self.can_rewind:
+            return
+        before = backend_of(self.session).cached_ids
+        try:
+            self.session.try_ahead(token)
+        except EngineError:
+            self.expected = list(self.session.ids)
+            return
+        assert backend_of(self.session).cached_ids == (*before, token)
+        np.testing.assert_array_equal(self.session.scores_ahead, SCORER((*before, token)))
+
     @rule(ids=IDS)
     def cancelled_sync(self, ids: list[int]) -> None:
         self.is_cancelled = True

@@ -67,6 +67,7 @@ class World:
     nudging_prompt: Prompt
     seed: int = 1
     curve: CostCurve | None = None  # None: nothing is evaluated ahead
+    scout_step: float = 1.0  # what a step of the other model costs a model, in its own steps
 
     def sessions(self, **options: Any) -> tuple[Session, Session]:
         """Fresh sessions on fresh backends; options go to both backends."""
@@ -83,7 +84,7 @@ class World:
         return Decoder(*writers, self.request, seed=self.seed, clock=lambda: 0.0, is_cancelled=is_cancelled)
 
     def foresight(self) -> Foresight | None:
-        return None if self.curve is None else Foresight(Schedule(self.curve))
+        return None if self.curve is None else Foresight(Schedule(self.curve), scout_step=self.scout_step)
 
     def answer(self, **options: Any) -> Answer:
         """The decoder's answer on fresh backends."""

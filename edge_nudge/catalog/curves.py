@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edge_nudge.catalog.store import cache_dir, write_whole
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.costs import BatchCost, CostCurve
-from edge_nudge.engine.costs import EXACT_WITHIN, QUICK_BUDGET_S, SIZES, measure_quick
+from edge_nudge.engine.costs import EXACT_WITHIN, SIZES, measure_quick
 from edge_nudge.engine.machine import package_version, processor
 
-FORMAT = 1  # of the files; also to be raised where what is measured changes its meaning
+FORMAT = 2  # of the files; also to be raised where what is measured changes its meaning
 _END_BYTES = 1 << 20
 _BLOCK_BYTES = 4096
 _N_BLOCKS = 62
@@ -87,15 +87,14 @@ def curve_of(
     n_threads: int,
     directory: Path,
     say: Callable[[str], None],
-    budget_s: float = QUICK_BUDGET_S,
 ) -> CostCurve:
     """Return the curve to decide by of a model loaded from `path`: the kept one, or measured now and kept.
 
-    Measuring takes about `budget_s`, after telling `say`, and leaves the cache empty: it is for a backend that nobody
-    has used yet. A curve is kept for each budget. Raises EngineError.
+    Measuring takes one to ten seconds, after telling `say`, and leaves the cache empty: it is for a backend that
+    nobody has used yet. Raises EngineError.
     """
     try:
-        key = _key(backend, path, n_threads, budget_s)
+        key = _key(backend, path, n_threads)
     except OSError as error:
         _log.info("%s cannot be read (%s): its batch costs are measured and not kept", path, error)
         key = None
@@ -103,8 +102,8 @@ def curve_of(
     kept = _read(place, key, backend) if place and key else None
     if kept is not None:
         return kept.ascending()
-    say(f"Measuring what batches cost {backend.info.name} on this machine, once: about {budget_s:.1f} s.")
-    curve = measure_quick(backend, budget_s=budget_s)
+    say(f"Measuring what batches cost {backend.info.name} on this machine, once.")
+    curve = measure_quick(backend)
     if place and key:
         _write(place, key, curve)
     return curve.ascending()
@@ -134,7 +133,7 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _key(backend: Backend, path: Path, n_threads: int, budget_s: float) -> dict[str, str | int | float | bool | None]:
+def _key(backend: Backend, path: Path, n_threads: int) -> dict[str, str | int | float | bool | None]:
     info = backend.info
     return {
         "format": FORMAT,
@@ -148,7 +147,6 @@ def _key(backend: Backend, path: Path, n_threads: int, budget_s: float) -> dict[
         "n_threads": n_threads,
         "n_batch": min(info.n_batch, SIZES[-1]),
         "n_ctx": min(info.n_ctx, EXACT_WITHIN),
-        "budget_s": budget_s,
     }
 
 

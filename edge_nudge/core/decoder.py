@@ -87,6 +87,7 @@ class Decoder:
         self._params = request.nudge
         self._max_tokens = request.max_tokens
         self._policy = make_policy(request.nudge)
+        self._draft = self._foresee if self._policy.solo is None else None
         self._transcript = Transcript(
             [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
         )
@@ -256,13 +257,17 @@ class Decoder:
                 if outcome is not None:
                     return outcome
             base.pending = token
-            if not base.evaluate_pending():
+            if not base.evaluate_pending(None if draft.rest else self._draft):
                 return CONTEXT_FULL[Role.BASE]
             probe = base.probe(self._policy)
             top_prob = probe.top_prob
             if not self._policy.is_sure(probe):
                 return self._to_nudging(HandoffReason.UNSURE, top_prob)
             token = base.draw()
+
+    def _foresee(self, n_tokens: int) -> bytes:
+        """Let the nudging model guess how the base model goes on."""
+        return self._nudging.foresee(self._transcript.text, n_tokens)
 
     def _to_nudging(self, reason: HandoffReason, top_prob: float | None) -> Outcome:
         if self._policy.solo is None:

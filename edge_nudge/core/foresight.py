@@ -1,23 +1,31 @@
 """Foresight: guesses of what comes next for one model in one request, and how they turned out.
 
-Owns where guesses come from: text the other model has drafted already, and text that repeats the prompt or the answer.
-Never evaluates anything and never changes what is written: a guess is evaluated along with known tokens, and the
-scores behind it are used only if the text comes out so.
+Owns where guesses come from: text the other model has drafted already, text that repeats the prompt or the answer,
+and, where even its steps pay, a run of the other model. Never evaluates anything itself and never changes what is
+written: a guess is evaluated along with known tokens, and the scores behind it are used only if the text comes out so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from edge_nudge.core.lookup import MAX_MATCH, NOTHING, Lookup
 from edge_nudge.core.schedule import DRAFTED, Odds, Schedule
 
 
-class Foresight:
-    """Follows one text and guesses how it goes on, `most` tokens at a time."""
+Scout: TypeAlias = Callable[[int], Sequence[int]]  # so many tokens of the other model -> tokens of this one
 
-    def __init__(self, schedule: Schedule, most: int | None = None) -> None:
+
+class Foresight:
+    """Follows one text and guesses how it goes on, `most` tokens at a time.
+
+    `scout_step` is what a step of the other model takes, in steps of this one.
+    """
+
+    def __init__(self, schedule: Schedule, most: int | None = None, scout_step: float = 1.0) -> None:
         self._schedule = schedule
+        self._scout_step = scout_step
         self._most = schedule.largest if most is None else most
         self._lookup = Lookup()
         self._odds = Odds()
@@ -42,20 +50,37 @@ class Foresight:
         self._lookup.push(token)
         self._drafted = self._drafted[1:] if self._drafted and self._drafted[0] == token else ()
 
-    def guess(self, n_text: int) -> list[int]:
-        """Return what to evaluate along with the last `n_text` tokens of the text."""
+    def guess(self, n_text: int, scout: Scout | None = None) -> list[int]:
+        """Return what to evaluate along with the last `n_text` tokens of the text.
+
+        `scout` lets the other model write on from here; it is asked where that costs less than it probably saves.
+        """
         n_room = min(self._schedule.largest - n_text, self._most)
         if n_room <= 0:
             self._open = []
             return []
+        tokens, sources = self._at_hand(n_room)
+        n_guesses, gain = self._n_ahead(n_text, sources)
+        if scout is not None and n_guesses < n_room:
+            n_run, gain_of_run = self._n_ahead(n_text, [DRAFTED] * n_room, self._scout_step)
+            if gain_of_run > gain:
+                self._drafted = scout(n_run)
+                tokens, sources = self._at_hand(n_room)
+                n_guesses, _ = self._n_ahead(n_text, sources)
+        tokens = tokens[:n_guesses]
+        self._open = list(zip(tokens, sources, strict=False))
+        return tokens
+
+    def _at_hand(self, n_room: int) -> tuple[list[int], list[int]]:
+        """Return guesses that cost nothing to make, and the source of each."""
         drafted = list(self._drafted[:n_room])
         found = self._lookup.find(drafted, n_room - len(drafted)) if len(drafted) < n_room else NOTHING
         sources = [DRAFTED] * len(drafted)
         sources += [min(found.n_match + i, MAX_MATCH) for i in range(len(found.tokens))]
-        n_guesses = self._schedule.n_ahead(n_text, [self._odds.of(source) for source in sources])
-        tokens = [*drafted, *found.tokens][:n_guesses]
-        self._open = list(zip(tokens, sources, strict=False))
-        return tokens
+        return [*drafted, *found.tokens], sources
+
+    def _n_ahead(self, n_text: int, sources: Sequence[int], guess_cost: float = 0.0) -> tuple[int, float]:
+        return self._schedule.n_ahead(n_text, [self._odds.of(source) for source in sources], guess_cost)
 
     def _settle(self, token: int) -> None:
         """Learn from what stands where the first open guess is."""

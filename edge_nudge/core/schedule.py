@@ -56,10 +56,11 @@ class Schedule:
         self._tokens = [0.0, *(curve.batch_s(n) / curve.step_s for n in sizes)]
         self._rows = [0.0, *((curve.batch_s(n, n) - curve.batch_s(n)) / curve.step_s for n in sizes)]
 
-    def n_ahead(self, n_text: int, chances: Sequence[float]) -> int:
-        """Return how many guesses pay in one batch behind the last `n_text` tokens of the text.
+    def n_ahead(self, n_text: int, chances: Sequence[float], guess_cost: float = 0.0) -> tuple[int, float]:
+        """Return how many guesses pay in one batch behind the last `n_text` tokens of the text, and their gain in steps.
 
-        `chances` are those of each guess if all before it are right.
+        `chances` are those of each guess if all before it are right; `guess_cost` is what making each one takes, in
+        steps of this model.
         """
         best, best_gain = 0, LEAST_GAIN
         n_saved, chance = 0.0, 1.0
@@ -67,7 +68,7 @@ class Schedule:
             chance *= chances[n_guesses - 1]
             n_saved += chance
             cost = self._tokens[n_text + n_guesses] - self._tokens[n_text] + self._rows[n_guesses + 1]
-            gain = n_saved - cost
+            gain = n_saved - cost - n_guesses * guess_cost
             if gain > best_gain:
                 best, best_gain = n_guesses, gain
-        return best
+        return best, best_gain if best else 0.0

@@ -156,10 +156,25 @@ class Session:
         self.usage.evaluated[Cause.OWN] += 1
         self._n_seen = max(self._n_seen, n_text + 1)
 
+    def try_ahead(self, token: int) -> None:
+        """Evaluate one guess behind the text and the guesses that stand there; `scores_ahead` are those behind it.
+
+        For a model that can rewind. Raises EngineError and Cancelled.
+        """
+        if self._is_cancelled():
+            raise Cancelled
+        self.usage.evaluated[Cause.WASTED] += 1  # until it comes true
+        self._evaluate_batch((token,), 0, (0,))
+
     @property
     def scores(self) -> Scores:
-        """The scores behind the last token, shape (n_vocab,): a view, valid until the next sync or advance."""
+        """The scores behind the last token, shape (n_vocab,): a view, valid until the next call that evaluates."""
         return self._backend.scores(self._rows[self._n_text - 1])
+
+    @property
+    def scores_ahead(self) -> Scores:
+        """The scores behind the last guess, or behind the text where there is none; a view as `scores`."""
+        return self._backend.scores(self._rows[len(self._ids) - 1])
 
     def _extend_text(self, n_text: int) -> None:
         """Let the text be the first `n_text` tokens of the cache: guesses among them have come true."""
@@ -238,7 +253,7 @@ class Session:
         self._evaluate_batch((*batch, *guessed), n_text, range(n_text - 1, n_text + len(guessed)))
 
     def _evaluate_batch(self, tokens: Sequence[int], n_text: int, rows: Sequence[int]) -> None:
-        """Evaluate tokens behind the text, the first `n_text` of them text."""
+        """Evaluate tokens behind what the cache holds, the first `n_text` of them text."""
         self._rows.clear()
         self.usage.n_calls += 1
         n_before = len(self._ids)
@@ -247,13 +262,13 @@ class Session:
             self._backend.evaluate(tokens, rows)
         except EngineError:
             self._ids.extend(tokens)
-            self._n_text = n_before + n_text
+            self._n_text += n_text
             self._shorten(self._backend.n_cached)
             raise
         finally:
             self.usage.native_s += self._clock() - started
         self._ids.extend(tokens)
-        self._n_text = n_before + n_text
+        self._n_text += n_text
         for row in rows:
             self._rows[n_before + row] = row
 

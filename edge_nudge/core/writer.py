@@ -11,6 +11,7 @@ decides who writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.continuation import Continuation
@@ -22,6 +23,7 @@ from edge_nudge.core.request import SamplingParams
 from edge_nudge.core.sampling import Probe, Reader, Sampler
 from edge_nudge.core.session import Session
 from edge_nudge.core.words import whole_characters
+from edge_nudge.errors import NonFiniteScoresError
 
 
 class Writer:
@@ -75,8 +77,11 @@ class Writer:
             self._session.sync(ids, self._foresight.guess)
         return overlap
 
-    def evaluate_pending(self) -> bool:
-        """Evaluate the pending token, if any, so that the next one can be drawn; False if full."""
+    def evaluate_pending(self, draft: Callable[[int], bytes] | None = None) -> bool:
+        """Evaluate the pending token, if any, so that the next one can be drawn; False if full.
+
+        `draft` lets the other model write on behind that token; it is called where that pays, and only for a guess.
+        """
         token = self.pending
         if token is not None:
             if len(self._session) + 1 >= self.n_ctx:
@@ -85,16 +90,40 @@ class Writer:
                 self._session.advance(token)
             else:
                 self._foresight.push(token)
-                self._session.advance(token, self._foresight.guess)
+                scout = None if draft is None else partial(self._tokens_of, draft)
+                self._session.advance(token, partial(self._foresight.guess, scout=scout))
             self.pending = self._top = None
         return True
+
+    def foresee(self, answer: bytes, n_tokens: int) -> bytes:
+        """Write on behind `answer` for the other model's foresight: up to `n_tokens` of the most probable tokens."""
+        self.pending = self._top = None
+        ids, overlap = self._continuation.ids(answer)
+        if not self._backend.info.can_rewind or len(ids) + n_tokens >= self.n_ctx:
+            return b""
+        self._session.sync(ids)
+        text = bytearray()
+        for n_left in range(n_tokens, 0, -1):
+            try:
+                token = self._reader.top(self._session.scores_ahead)
+            except NonFiniteScoresError:
+                break  # whoever draws from such scores says so; a guess may not end an answer
+            if not (piece := self._backend.piece(token)):
+                break
+            text += piece
+            if n_left > 1:
+                self._session.try_ahead(token)
+        return bytes(text.removeprefix(b" " * overlap))
+
+    def _tokens_of(self, draft: Callable[[int], bytes], n_tokens: int) -> list[int]:
+        return self._tokenize_alone(draft(n_tokens))
 
     def _tokenize_alone(self, text: bytes) -> list[int]:
         """Tokenize what follows the answer without the answer: good enough for a guess."""
         if self._backend.info.adds_space_prefix:
             text = text.removeprefix(b" ")
         n_whole = whole_characters(text)
-        return self._backend.tokenize(text[:n_whole])
+        return [] if n_whole is None else self._backend.tokenize(text[:n_whole])
 
     def probe(self, policy: NudgePolicy) -> Probe:
         """Read what the model thinks, as much of it as the policy needs. Raises NonFiniteScoresError."""

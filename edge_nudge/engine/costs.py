@@ -9,9 +9,10 @@ Never decides and never keeps anything.
    them; the figure is the median of the rounds, the lower one of two: what disturbs a batch only ever makes it longer.
    Rounds end at the budget, which comparing does not count in; where not even the first one fits, sizes not reached
    within twice the budget are left out.
-3. Quick: size by size, the lower of two timings; a size that would not fit into the budget ends it. A size that seems
-   dearer than a larger one is timed once more while there is time. The budget begins when the weights have been read
-   once: a prompt would have had to wait for that too.
+3. Quick: size by size, the lower of two timings, one where a step is long; a size that would not fit into the budget
+   ends it. A size that seems dearer than a larger one is timed once more while there is time. The budget is a second,
+   or as many steps as the first 8 sizes take: where they take longest they decide most. It begins when the weights
+   have been read once: a prompt would have had to wait for that too.
 4. Single tokens are always measured.
 5. Exact is what has the bits of single steps: each row of a batch, and a step behind it, which reads all that the batch
    left in the cache. Sizes are tried in ascending order up to the first that differs; sizes between two tried ones
@@ -40,7 +41,10 @@ BUDGET_S = 2.0
 MAX_ROUNDS = 9
 QUICK_CONTEXT = (4, 16)  # tokens, at least and at most
 QUICK_BUDGET_S = 1.0
+QUICK_BUDGET_STEPS = 40  # a 1.5B Q4_K_M on 2 cores takes about 35 steps of 76 ms for 1 to 8 tokens
+QUICK_MOST_S = 10.0
 QUICK_TIMINGS = 2
+LONG_STEP_S = 0.02  # so long a step is not doubled by what else happens on a machine
 # llama.cpp pads what attention reads to a multiple of this, and chooses kernels by that length: with several threads a
 # single token behind more than 256 others is split among them, a batch is not. What is measured in the first 256
 # tokens holds in these only (ggml_compute_forward_flash_attn_ext_f16: use_split_kv_path).
@@ -96,13 +100,15 @@ def measure_costs(
     return stand.curve({key: statistics.median_low(seconds) for key, seconds in timed.items()}, n_rounds)
 
 
-def measure_quick(backend: Backend, *, clock: Clock = time.perf_counter, budget_s: float = QUICK_BUDGET_S) -> CostCurve:
-    """Measure a model's curve in about `budget_s`: as many sizes as fit, the smallest ones first.
+def measure_quick(backend: Backend, *, clock: Clock = time.perf_counter) -> CostCurve:
+    """Measure a model's curve in one to ten seconds: as many sizes as fit, the smallest ones first.
 
     Raises EngineError, also where the context is too small for any of it.
     """
     sizes = _sizes(backend)
     step_s = _first_step(backend, clock)
+    budget_s = min(max(QUICK_BUDGET_S, QUICK_BUDGET_STEPS * step_s), QUICK_MOST_S)
+    n_timings = QUICK_TIMINGS if step_s < LONG_STEP_S else 1
     started = clock()
     least, most = QUICK_CONTEXT
     # A slow model would spend the budget on reading a context.
@@ -110,11 +116,11 @@ def measure_quick(backend: Backend, *, clock: Clock = time.perf_counter, budget_
     stand = _Stand(backend, clock, n_context, sizes[-1])
     timed: Timings = {}
     for size in _steps_of(sizes):
-        if timed and clock() - started + _predicted_s(stand, timed, size) > budget_s:
+        if timed and clock() - started + _predicted_s(stand, timed, size, n_timings) > budget_s:
             break
         stand.approach(size)
         if size in sizes:
-            for every in (False, True) * (QUICK_TIMINGS if size > 1 else 1):
+            for every in (False, True) * (n_timings if size > 1 else 1):
                 stand.reset()
                 timed.setdefault((size, every), []).append(stand.run(size, every))
         if size == 1:  # its last row is every row: both timings are of the same batch
@@ -123,15 +129,15 @@ def measure_quick(backend: Backend, *, clock: Clock = time.perf_counter, budget_
     stand.reset()
     _time_again(stand, timed, lambda seconds: clock() - started + seconds <= budget_s)
     backend.clear()
-    return stand.curve({key: min(seconds) for key, seconds in timed.items()}, QUICK_TIMINGS)
+    return stand.curve({key: min(seconds) for key, seconds in timed.items()}, n_timings)
 
 
-def _predicted_s(stand: _Stand, timed: Timings, size: int) -> float:
+def _predicted_s(stand: _Stand, timed: Timings, size: int, n_timings: int) -> float:
     """Return about how long the next size takes: on the line from one token to the largest size so far."""
     step_s, largest = min(timed[1, False]), max(n for n, _ in timed)
     slope = (sum(min(timed[largest, every]) for every in (False, True)) - 2 * step_s) / max(1, largest - 1)
     batches_s = 2 * step_s + (slope if largest > 1 else 2 * step_s) * (size - 1)
-    n_times = QUICK_TIMINGS if size in SIZES else 0.5  # only compared: once, with all rows
+    n_times = n_timings if size in SIZES else 0.5  # only compared: once, with all rows
     return n_times * batches_s + stand.n_steps_for(size) * step_s
 
 
