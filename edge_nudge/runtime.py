@@ -27,6 +27,7 @@ from edge_nudge.core.prompt import Prompt, encode_prompt
 from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
 from edge_nudge.core.schedule import Schedule
 from edge_nudge.core.session import Session
+from edge_nudge.core.shelf import Shelf
 from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
 from edge_nudge.core.writer import Writer
 from edge_nudge.errors import InputError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_CTX_SIZE = 4096
 DEFAULT_BASE_FORMAT = "qa"
 MAX_SETTING = 1 << 24
+DEFAULT_CACHE_RAM = 512
 PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
 
 
@@ -87,6 +89,7 @@ class Pair:
 
     `notes` are sentences a user should see once: what runs on a GPU and why; `threads` says how many and why;
     `defects` are what a tokenizer loses, by role: rare bytes that reach that model's eyes changed or not at all.
+    `cache_ram` is how much memory, in MiB, the caches of earlier conversations may take, of both models together.
     `curves` are what batches cost; without those of both models nothing is evaluated ahead.
     """
 
@@ -100,6 +103,7 @@ class Pair:
         threads: str = "",
         defects: Mapping[Role, str] | None = None,
         curves: Mapping[Role, CostCurve] | None = None,
+        cache_ram: int = DEFAULT_CACHE_RAM,
     ) -> None:
         self.spec = spec
         self.notes = tuple(notes)
@@ -111,8 +115,10 @@ class Pair:
         self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
         self.curves = dict(curves or {})
         self._schedules = {role: Schedule(curve) for role, curve in self.curves.items()}
+        self._shelf = Shelf(cache_ram << 20)
         self._sessions = {
-            role: Session(backend, self._prompt_batch(role, backend)) for role, backend in self.backends.items()
+            role: Session(backend, self._prompt_batch(role, backend), self._shelf)
+            for role, backend in self.backends.items()
         }
         self._answer: Answer | None = None
 
@@ -131,6 +137,7 @@ class Pair:
         """Free both models; closing twice is allowed."""
         if self._answer is not None:
             self._answer.close()
+        self._shelf.clear()
         self.base.close()
         self.nudging.close()
 
@@ -171,9 +178,10 @@ class Pair:
         return self._answer
 
     def forget(self) -> None:
-        """Drop both caches, so that the next request starts cold; ends an answer that is under way."""
+        """Drop all caches, so that the next request starts cold; ends an answer that is under way."""
         if self._answer is not None:
             self._answer.close()
+        self._shelf.clear()
         for session in self._sessions.values():
             session.forget()
 
@@ -252,15 +260,17 @@ def open_pair(
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
     base_prompt_format: str | None = None,
+    cache_ram: int = DEFAULT_CACHE_RAM,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
     """Load a named pair (default: the demo pair, fetched on first use) or two GGUF files.
 
     `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
-    the affinity mask and cgroup quota; `*_gpu_layers` None: all layers if the build and the machine have a GPU.
+    the affinity mask and cgroup quota; `*_gpu_layers` None: all layers if the build and the machine have a GPU;
+    `cache_ram` in MiB for the caches of earlier conversations, 0 keeps none.
     Raises InputError, FetchError, ModelFileError, EngineError.
     """
-    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
+    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, cache_ram)
     spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
     return load_pair(
         spec,
@@ -268,6 +278,7 @@ def open_pair(
         threads=threads,
         base_gpu_layers=base_gpu_layers,
         nudge_gpu_layers=nudge_gpu_layers,
+        cache_ram=cache_ram,
         say=say,
     )
 
@@ -277,6 +288,7 @@ def check_load_settings(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    cache_ram: int | None = None,
 ) -> None:
     """Raise InputError for a number that no machine can use: before anything is fetched for it."""
     for name, value, least in (
@@ -284,6 +296,7 @@ def check_load_settings(
         ("threads", threads, 1),
         ("base_gpu_layers", base_gpu_layers, 0),
         ("nudge_gpu_layers", nudge_gpu_layers, 0),
+        ("cache_ram", cache_ram, 0),
     ):
         if value is not None and value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
@@ -298,10 +311,11 @@ def load_pair(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    cache_ram: int = DEFAULT_CACHE_RAM,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
     """Check and load the two files of a pair; see open_pair. `say` is told what takes a moment."""
-    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
+    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, cache_ram)
     base_format(spec.base_prompt_format)
     from edge_nudge.catalog.curves import costs_dir, curve_of
     from edge_nudge.engine.gguf import check_model_file
@@ -330,7 +344,9 @@ def load_pair(
                 for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
                 if backend.defect is not None
             }
-            return Pair(base, nudging, spec, notes=notes, threads=reason, defects=defects, curves=curves)
+            return Pair(
+                base, nudging, spec, notes=notes, threads=reason, defects=defects, curves=curves, cache_ram=cache_ram
+            )
         except BaseException:
             nudging.close()
             raise

@@ -294,6 +294,18 @@ class FakeBackend:
         del self._ids[n_cached:]
         return True
 
+    def store(self, most_bytes: int) -> bytearray | None:
+        self._need_open()
+        state = bytearray(np.asarray(self._ids, dtype=np.int32).tobytes())
+        return state if len(state) <= most_bytes else None
+
+    def load(self, state: bytearray, ids: Sequence[int]) -> bool:
+        self.clear()
+        if np.frombuffer(state, dtype=np.int32).tolist() != list(ids) or len(ids) > self._info.n_ctx:
+            return False
+        self._ids.extend(ids)
+        return True
+
     def close(self) -> None:
         self._poison()
         self._open = False

@@ -369,6 +369,51 @@ def test_the_empty_moment_can_be_saved(backend: Backend) -> None:
     assert steps(backend, ids) == rows
 
 
+def test_a_stored_cache_comes_back_whole_after_another_text(backend: Backend) -> None:
+    ids = some_ids(backend, 60)
+    rows = steps(backend, ids)
+    n_kept = 12 if backend.info.name.startswith("tiny gemma3") else 40  # its window is 16 tokens
+    backend.clear()
+    steps(backend, ids[:n_kept])
+    state = backend.store(1 << 30)
+    assert state is not None
+    for _ in range(2):
+        backend.clear()
+        steps(backend, ids[50:])
+        assert backend.load(state, ids[:n_kept])
+        assert backend.n_cached == n_kept
+        with pytest.raises(EngineError, match="no scores"):
+            backend.scores(0)
+        assert steps(backend, ids[n_kept:50]) == rows[n_kept:50]
+        if backend.info.can_rewind:
+            assert backend.rewind(25)
+            assert steps(backend, ids[25:45]) == rows[25:45]
+
+
+@pytest.mark.native
+def test_a_text_longer_than_a_sliding_window_is_not_kept(opened: Callable[[str], Backend]) -> None:
+    backend = opened("gemma3 spm")
+    backend.clear()
+    steps(backend, some_ids(backend, 15))
+    assert backend.store(1 << 30)
+    steps(backend, [5])
+    assert backend.store(1 << 30) is None
+
+
+def test_a_cache_that_cannot_be_kept_is_not(backend: Backend) -> None:
+    assert not backend.store(1 << 30)
+    ids = some_ids(backend, 12)
+    rows = steps(backend, ids)
+    state = backend.store(1 << 30)
+    assert state is not None
+    assert backend.store(len(state) - 1) is None
+    assert not backend.load(state, ids[:5]), "a state of other tokens"
+    assert backend.n_cached == 0
+    assert not backend.load(state[: len(state) // 2], ids), "half a state"
+    assert backend.n_cached == 0
+    assert steps(backend, ids) == rows
+
+
 def test_any_order_of_calls_gives_the_scores_of_the_ids(backend: Backend) -> None:
     """Single steps, rewinds, clears, saves and restores in random order: the bits depend on the ids alone."""
     choices = random.Random(7)

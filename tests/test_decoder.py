@@ -61,9 +61,10 @@ def test_a_run_of_the_nudging_model_saves_calls_where_it_writes_what_the_base_mo
         for _, world in worlds(range(400, 440), rule="top_prob", **fixed):
             world.nudging, world.nudging_prompt = world.base, world.base_prompt
             world.curve, world.scout_step = straight_curve(0.05, 0.05), scout_step
-            answer = decoded(events := list(world.decoder().run()))
-            assert answer == referred(world.reference())
-            assert isinstance(finished := events[-1], Finished)
+            events = list(world.decoder().run())
+            assert decoded(events) == referred(world.reference())
+            finished = events[-1]
+            assert isinstance(finished, Finished)
             for total, usage in ((base, finished.usage.base), (nudging, finished.usage.nudging)):
                 total.n_calls += usage.n_calls
                 for cause, n_tokens in usage.evaluated.items():

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from edge_nudge.core import continuation as continuation_module
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.continuation import Continuation, last_settled_place
+from edge_nudge.core.prefix import common_prefix
 from edge_nudge.core.prompt import encode_prompt
-from edge_nudge.core.session import SEAM, common_prefix
+from edge_nudge.core.session import SEAM
 from edge_nudge.core.template import Span
 
 pytestmark = pytest.mark.native

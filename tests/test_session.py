@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from edge_nudge.core.events import Cause, ModelUsage
-from edge_nudge.core.session import Cancelled, Session, SyncCost, common_prefix
+from edge_nudge.core.prefix import common_prefix
+from edge_nudge.core.session import Cancelled, Session, SyncCost
+from edge_nudge.core.shelf import LEAST_TOKENS, Shelf
 from edge_nudge.errors import EngineError
 from edge_nudge.testing import FakeBackend, ToyVocabulary, hashed_scores
 
@@ -22,8 +24,8 @@ GUESS = st.lists(st.integers(4, 9), max_size=5)
 IDS = st.lists(st.integers(4, 9), min_size=1, max_size=24)
 
 
-def make(**options: object) -> Session:
-    return Session(FakeBackend(VOCABULARY, SCORER, **options))  # type: ignore[arg-type]
+def make(shelf: Shelf | None = None, **options: object) -> Session:
+    return Session(FakeBackend(VOCABULARY, SCORER, **options), shelf=shelf)  # type: ignore[arg-type]
 
 
 def backend_of(session: Session) -> FakeBackend:
@@ -39,9 +41,13 @@ class SessionMachine(RuleBasedStateMachine):
         refuses=st.sets(st.integers(0, 24)),
         n_batch=st.sampled_from([1, 3, 512]),
         fails_at=st.sets(st.integers(0, 40), max_size=3),
+        shelf_bytes=st.sampled_from([0, 300, 1 << 20]),
     )
-    def start(self, can_rewind: bool, refuses: set[int], n_batch: int, fails_at: set[int]) -> None:
+    def start(self, can_rewind: bool, refuses: set[int], n_batch: int, fails_at: set[int], shelf_bytes: int) -> None:
+        self.shelf = Shelf(shelf_bytes)
+        self.shelf_bytes = shelf_bytes
         self.session = make(
+            self.shelf,
             can_rewind=can_rewind,
             n_batch=n_batch,
             refuse=lambda n_keep: n_keep in refuses,
@@ -100,6 +106,22 @@ class SessionMachine(RuleBasedStateMachine):
         self.expected = [*self.expected, token]
         self.check_scores(self.expected)
 
+    @rule(number=st.integers(0, 3), n_more=st.integers(0, 5), guess=GUESS)
+    def another_request(self, number: int, n_more: int, guess: list[int]) -> None:
+        """One of four conversations, long enough to be worth its place on the shelf, goes on."""
+        self.usage = ModelUsage()
+        self.session.begin(3, self.usage, lambda: self.is_cancelled)
+        ids = [*[4 + number] * (LEAST_TOKENS + 4 * number), *[9] * n_more]
+        try:
+            cost = self.session.sync(ids, lambda n_tokens: self.guessed(n_tokens, guess))
+        except EngineError:
+            assert ids[: len(self.session)] == list(self.session.ids)
+            self.expected = list(self.session.ids)
+            return
+        assert cost.reused + cost.evaluated == len(ids)
+        self.check_scores(ids)
+        self.expected = ids
+
     @rule(token=st.integers(4, 9))
     def try_ahead(self, token: int) -> None:
         if not self.expected or not self.can_rewind:
@@ -141,6 +163,7 @@ class SessionMachine(RuleBasedStateMachine):
             assert list(self.session.ids) == self.expected == list(cached[: len(self.expected)])
             assert self.can_rewind or len(cached) == len(self.expected)
             assert min(self.usage.evaluated.values()) >= 0
+            assert self.shelf.n_bytes <= self.shelf_bytes
 
     def guessed(self, n_tokens: int, guess: list[int]) -> list[int]:
         assert self.can_rewind, "a model that cannot take a guess back is not asked"
@@ -264,3 +287,57 @@ def test_a_long_text_is_read_in_batches_between_which_it_can_be_cancelled() -> N
     with pytest.raises(Cancelled):
         session.sync([5] * 20)
     assert session.ids == (5,) * 8
+
+
+# --- several conversations
+
+
+def ask(session: Session, ids: list[int]) -> int:
+    """Begin a request with this prompt and return how many of its tokens were evaluated."""
+    usage = ModelUsage()
+    session.begin(len(ids), usage)
+    session.sync(ids)
+    np.testing.assert_array_equal(session.scores, SCORER(tuple(ids)))
+    return usage.n_evaluated
+
+
+def conversation(number: int, n_ids: int) -> list[int]:
+    return [4 + number] * n_ids
+
+
+@pytest.mark.parametrize("can_rewind", [True, False])
+def test_conversations_side_by_side_read_what_is_new(can_rewind: bool) -> None:
+    session = make(Shelf(1 << 20), can_rewind=can_rewind)
+    sizes = [60, 50, 70]
+    assert [ask(session, conversation(number, sizes[number])) for number in range(3)] == sizes
+    for number in (0, 2, 1, 0, 1):
+        sizes[number] += 5
+        assert ask(session, conversation(number, sizes[number])) == 5
+    without = make(can_rewind=can_rewind)
+    assert [ask(without, conversation(number, 50)) for number in (0, 1, 0)] == [50, 50, 50]
+
+
+def test_the_least_recently_used_conversation_goes_when_the_budget_is_full() -> None:
+    session = make(shelf := Shelf(2 * 4 * 50))
+    for number in (0, 1, 2):
+        ask(session, conversation(number, 50))
+    assert len(shelf) == 2
+    assert ask(session, [*conversation(0, 50), 9]) == 1  # kept; the third one took the place of nobody
+    assert ask(session, [*conversation(3, 50), 9]) == 51
+    assert ask(session, [*conversation(1, 50), 9]) == 51  # the oldest one was given up for another
+    assert shelf.n_bytes <= 2 * 4 * 51
+
+
+def test_a_beginning_shared_by_two_conversations_is_kept_for_both() -> None:
+    session = make(Shelf(1 << 20))
+    system = [5] * 40
+    ask(session, [*system, *[6] * 40])
+    ask(session, [7] * 40)
+    assert ask(session, [*system, *[8] * 40]) == 40
+    assert ask(session, [*system, *[6] * 40, 9]) == 1
+
+
+def test_a_budget_of_nothing_keeps_nothing() -> None:
+    session = make(shelf := Shelf(0))
+    assert [ask(session, conversation(number, 50)) for number in (0, 1, 0)] == [50, 50, 50]
+    assert (len(shelf), shelf.n_bytes) == (0, 0)

@@ -4,8 +4,8 @@ Owns the contract. LlamaBackend (engine/llama.py) and FakeBackend (testing.py) k
 in tests/ runs on both.
 
 1. A backend holds one sequence of evaluated tokens, its cache; positions are 0, 1, 2, ... without holes.
-2. A row of scores is a view into native memory: valid until the next evaluate, rewind, clear or restore.
-3. A refusal (`rewind` or `restore` answering False) leaves the cache as it was.
+2. A row of scores is a view into native memory: valid until the next evaluate, rewind, clear, restore or load.
+3. A refusal (`rewind` or `restore` answering False) leaves the cache as it was; a `load` that fails leaves it empty.
 4. After an exception from `evaluate`, `n_cached` says what the cache holds.
 """
 
@@ -116,6 +116,17 @@ class Backend(Protocol):
 
     def restore(self, state: bytes, n_cached: int) -> bool:
         """Go back to the saved moment at which the cache held `n_cached` tokens; False where that fails."""
+        ...
+
+    def store(self, most_bytes: int) -> bytearray | None:
+        """Return the whole cache for `load`; None where that is more than `most_bytes` or could not be brought back."""
+        ...
+
+    def load(self, state: bytearray, ids: Sequence[int]) -> bool:
+        """Make the cache what it was when it held `ids` and was stored; False, with an empty cache, where that fails.
+
+        Scores behind the last token are not part of it.
+        """
         ...
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ from typing import TypeAlias
 from edge_nudge.core.lookup import MAX_MATCH, NOTHING, Lookup
 from edge_nudge.core.schedule import DRAFTED, Odds, Schedule
 
-
 Scout: TypeAlias = Callable[[int], Sequence[int]]  # so many tokens of the other model -> tokens of this one
 
 

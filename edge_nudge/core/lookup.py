@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge_nudge.core.session import common_prefix
+from edge_nudge.core.prefix import common_prefix
 
 MAX_ORDER = 3
 MAX_MATCH = 8  # a longer match says nothing more

@@ -57,7 +57,7 @@ class Schedule:
         self._rows = [0.0, *((curve.batch_s(n, n) - curve.batch_s(n)) / curve.step_s for n in sizes)]
 
     def n_ahead(self, n_text: int, chances: Sequence[float], guess_cost: float = 0.0) -> tuple[int, float]:
-        """Return how many guesses pay in one batch behind the last `n_text` tokens of the text, and their gain in steps.
+        """Return how many guesses pay in a batch behind the last `n_text` tokens of the text, and their gain in steps.
 
         `chances` are those of each guess if all before it are right; `guess_cost` is what making each one takes, in
         steps of this model.

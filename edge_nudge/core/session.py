@@ -10,6 +10,7 @@ Owns prefix reuse, rewinding and the count of every evaluated token by cause. Ne
    these calls. A full prefix hit whose scores are gone evaluates the last token again.
 4. Where the text comes out as guessed, its scores are at hand without a call.
 5. Between two native calls of a long evaluation the request can be cancelled.
+6. Where a request begins another conversation, the cache of the one before goes to the shelf and can come back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import TypeAlias
 
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.events import Cause, ModelUsage
+from edge_nudge.core.prefix import common_prefix
 from edge_nudge.core.sampling import Scores
+from edge_nudge.core.shelf import LEAST_TOKENS, Shelf
 from edge_nudge.errors import EngineError
 
 SEAM = 4  # tokens at the end of a text that change, at most, when text is appended: measured on 12 vocabularies
@@ -66,10 +69,12 @@ class Session:
     """One sequence of one backend.
 
     A text is read in batches of at most `n_batch` tokens (None: the backend's own): a cancel waits for one of them.
+    Without a shelf only the last conversation is kept.
     """
 
-    def __init__(self, backend: Backend, n_batch: int | None = None) -> None:
+    def __init__(self, backend: Backend, n_batch: int | None = None, shelf: Shelf | None = None) -> None:
         self._backend = backend
+        self._shelf = shelf
         self._n_batch = min(n_batch or backend.info.n_batch, backend.info.n_batch)
         self._ids: list[int] = []  # what the cache holds
         self._n_text = 0  # so many of them are the text, the others are guesses
@@ -115,6 +120,8 @@ class Session:
         if len(self._ids) != self._backend.n_cached:  # an interrupt came between the engine and us
             self.forget()
         n_before = self._n_text
+        if self._n_seen == 0 and self._shelf is not None:
+            self._change_conversation(self._shelf, ids)
         n_common = common_prefix(self._ids, ids)
         if n_common == len(ids) and n_common - 1 in self._rows:
             self._extend_text(n_common)
@@ -175,6 +182,26 @@ class Session:
     def scores_ahead(self) -> Scores:
         """The scores behind the last guess, or behind the text where there is none; a view as `scores`."""
         return self._backend.scores(self._rows[len(self._ids) - 1])
+
+    def _change_conversation(self, shelf: Shelf, ids: Sequence[int]) -> None:
+        """Put away what this text is about to cost, and take out what has more in common with it.
+
+        Where all is lost in a failure the text is read from its beginning, as ever.
+        """
+        n_common = common_prefix(self._ids, ids)
+        kept, n_kept = shelf.find(self, ids, needs_whole=not self._backend.info.can_rewind)
+        if len(self._ids) - n_common >= LEAST_TOKENS:
+            shelf.put(self, self._ids, self._backend.store)
+        if kept is None or n_kept - n_common < LEAST_TOKENS:
+            return
+        self._rows.clear()
+        self._checkpoints.clear()
+        shelf.take(kept, n_kept)
+        if not self._backend.load(kept.state, kept.ids):
+            self.forget()
+            return
+        self._ids = list(kept.ids)
+        self._n_text = len(self._ids)
 
     def _extend_text(self, n_text: int) -> None:
         """Let the text be the first `n_text` tokens of the cache: guesses among them have come true."""
@@ -271,17 +298,3 @@ class Session:
         self._n_text += n_text
         for row in rows:
             self._rows[n_before + row] = row
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the longest common prefix; compares slices, which is one pass in C."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while low < high:  # invariant: a[:low] == b[:low], a[:high] != b[:high] or high is the shorter length
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
