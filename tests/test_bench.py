@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 from cli_fakes import LONG, SHORT, Invoke, fake_pair, invoker, loader, no_load
+from worlds import straight_curve
 
 from edge_nudge import runtime
 from edge_nudge.bench import machine, report, trials
+from edge_nudge.bench.best import over_best, over_foreseen
 from edge_nudge.bench.prompts import PROMPTS
 from edge_nudge.bench.trials import ALWAYS, COMMON, MODES, Plan, Trial, rotated, run_trials, schedule
 from edge_nudge.cli import bench_options
@@ -120,7 +122,7 @@ def test_ratios_are_of_answers_of_one_trial_and_prompt() -> None:
         made(3, "nudged", 9.0, 0.1, (10, 0)), made(3, "base", 0.0, None, (0, 0)),  # nothing to divide by
     ]  # fmt: skip
     assert report.paired_ratios(found, "nudged", "base", report._tokens_per_s) == [0.5, 1.0, 0.5]
-    document = report.trials_document(found, Plan(("short", "code"), ("base", "nudged"), n_trials=4, max_tokens=10))
+    document = report.trials_document(found, Plan(("short", "code"), ("base", "nudged"), n_trials=4, max_tokens=10), {})
     assert document["all"]["ratios"]["tokens_per_s"] == {"nudged/base": {"median": 0.5, "q1": 0.5, "q3": 0.75}}
     assert document["prompts"]["code"]["ratios"]["tokens_per_s"] == {"nudged/base": None}
     assert document["all"]["ratios"]["first_piece_s"] == {}  # the nudging model alone was not measured
@@ -132,7 +134,7 @@ def test_counts_are_exact_for_each_output_token() -> None:
         made(0, "nudged", 2.0, 0.2, (6, 2), evaluated=evaluated, calls=5, handoffs=3, native_s=1.5),
         made(1, "nudged", 2.0, 0.2, (5, 3), evaluated={Cause.OWN: 1}, calls=3, handoffs=1, native_s=1.5),
     ]
-    document = report.trials_document(found, Plan(("short",), ("nudged",), n_trials=2, max_tokens=8))
+    document = report.trials_document(found, Plan(("short",), ("nudged",), n_trials=2, max_tokens=8), {})
     section = document["prompts"]["short"]
     assert section["prompt_tokens"] == {"base": 7, "nudging": 9}
     figures = section["modes"]["nudged"]
@@ -165,6 +167,19 @@ def test_causes_that_never_came_have_no_column(invoke: Invoke, files: tuple[str,
     assert "nudging: wasted" not in titles
 
 
+def test_what_the_writing_could_have_taken() -> None:
+    """A step is one second, each further token of a batch costs a tenth, its row two tenths."""
+    curves = dict.fromkeys(Role, straight_curve(0.1, 0.2))
+    base = ModelUsage(n_asked=11, prompt_s=3.0)
+    base.evaluated.update({Cause.OWN: 6, Cause.CATCH_UP: 10, Cause.VERIFIED: 4, Cause.WASTED: 9, Cause.REEVALUATED: 2})
+    usage = Usage(base, ModelUsage(n_asked=1), total_s=3.0 + 22.0)
+    # 20 tokens for 10 questions: 10 batches of 2, of 1.1 seconds each
+    assert over_best(usage, curves) == pytest.approx(22.0 / 11.0 - 1)
+    # 20 tokens in batches of 16 with all rows, 1 + 15 * 0.3 seconds for each 16
+    assert over_foreseen(usage, curves) == pytest.approx(22.0 / (20 * 5.5 / 16) - 1)
+    assert over_best(Usage(total_s=1.0), curves) is None
+
+
 def test_quartiles() -> None:
     assert report.spread([]) is report.spread([None]) is None
     assert report.spread([3.0, None]) == {"median": 3.0, "q1": 3.0, "q3": 3.0}
@@ -173,7 +188,7 @@ def test_quartiles() -> None:
 
 def test_an_answer_without_tokens_or_time_has_no_figures_and_no_nan() -> None:
     found = [made(0, mode, 0.0, None, (0, 0), detail=FinishDetail.END_OF_GENERATION) for mode in ALWAYS]
-    document = report.trials_document(found, Plan(("short",), n_trials=1))
+    document = report.trials_document(found, Plan(("short",), n_trials=1), {})
     json.dumps(document, allow_nan=False)
     assert document["all"]["modes"]["base"]["tokens_per_s"] is None
     assert document["all"]["modes"]["base"]["nudging_ratio"] is None

@@ -204,6 +204,20 @@ def test_a_follow_up_question_evaluates_only_what_is_new(pair: Pair) -> None:
         assert model.n_reused >= n_first - 4
 
 
+def test_conversations_side_by_side_evaluate_only_what_is_new(pair: Pair) -> None:
+    pair.forget()
+    conversations = [[{"role": "user", "content": f"{start} " * 30 + "What now?"}] for start in ("red", "blue", "green")]
+    n_known = [0, 0, 0]
+    for _ in range(2):
+        for number, messages in enumerate(conversations):
+            events = list(pair.stream(messages, max_tokens=8))
+            usage = finish_of(events).usage
+            for model in (usage.base, usage.nudging):
+                assert model.n_reused >= n_known[number] - 8
+            n_known[number] = min(usage.base.n_prompt, usage.nudging.n_prompt)
+            messages += [{"role": "assistant", "content": text_of(events)}, {"role": "user", "content": "And then?"}]
+
+
 def test_a_prompt_too_long_names_the_model_and_both_numbers(pair: Pair) -> None:
     """Case B28."""
     with pytest.raises(ContextOverflowError, match=r"prompt is \d+ tokens for the base model, its context is 1024"):

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from edge_nudge.bench.best import Curves, over_best, over_foreseen
 from edge_nudge.bench.trials import COMMON, MODES, Plan, Trial
 from edge_nudge.core.costs import CostCurve
 from edge_nudge.core.events import Cause, ModelUsage, Role
@@ -28,14 +29,15 @@ SPEED_RATIOS = (
 FIRST_RATIOS = (("nudged", "nudging"), ("reference", "nudging"), ("nudged", "naive"), ("nudged", "server"))
 
 
-def trials_document(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
+def trials_document(trials: Sequence[Trial], plan: Plan, curves: Curves) -> dict[str, Any]:
     """Return all figures: for each prompt, over all prompts, and each single answer."""
     by_prompt = {name: [trial for trial in trials if trial.prompt == name] for name in plan.prompts}
     return {
         "prompts": {
-            name: {"prompt_tokens": _prompt_tokens(own), **_section(own, plan)} for name, own in by_prompt.items()
+            name: {"prompt_tokens": _prompt_tokens(found), **_section(found, plan, curves)}
+            for name, found in by_prompt.items()
         },
-        "all": _section(trials, plan),
+        "all": _section(trials, plan, curves),
         "early_ends": [
             {
                 "trial": trial.number, "prompt": trial.prompt, "mode": trial.mode,
@@ -119,7 +121,7 @@ def _first_piece_s(trial: Trial) -> float | None:
     return trial.usage.first_piece_s
 
 
-def _section(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
+def _section(trials: Sequence[Trial], plan: Plan, curves: Curves) -> dict[str, Any]:
     def ratios(pairs: Sequence[tuple[str, str]], figure: Figure) -> dict[str, Any]:
         return {
             f"{mode}/{other}": spread(paired_ratios(trials, mode, other, figure))
@@ -128,7 +130,7 @@ def _section(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
         }
 
     return {
-        "modes": {mode: _mode([trial for trial in trials if trial.mode == mode]) for mode in plan.modes},
+        "modes": {mode: _mode([trial for trial in trials if trial.mode == mode], curves) for mode in plan.modes},
         "ratios": {
             "tokens_per_s": ratios(SPEED_RATIOS, _tokens_per_s),
             "first_piece_s": ratios(FIRST_RATIOS, _first_piece_s),
@@ -136,7 +138,7 @@ def _section(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _mode(trials: Sequence[Trial]) -> dict[str, Any]:
+def _mode(trials: Sequence[Trial], curves: Curves) -> dict[str, Any]:
     n_tokens = sum(trial.n_tokens for trial in trials)
     is_outside = any(trial.is_outside for trial in trials)
     return {
@@ -144,6 +146,8 @@ def _mode(trials: Sequence[Trial]) -> dict[str, Any]:
         "tokens_per_s": spread(trial.tokens_per_s for trial in trials),
         "first_piece_s": spread(trial.usage.first_piece_s for trial in trials),
         "outside_native": spread(trial.outside_native for trial in trials),
+        "over_best": spread(None if trial.is_outside else over_best(trial.usage, curves) for trial in trials),
+        "over_foreseen": spread(None if trial.is_outside else over_foreseen(trial.usage, curves) for trial in trials),
         "per_token": {
             role.value: _per_token([trial.usage.of(role) for trial in trials], n_tokens, is_outside) for role in Role
         },

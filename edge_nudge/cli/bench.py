@@ -28,6 +28,7 @@ from edge_nudge.errors import InputError
 if TYPE_CHECKING:
     from edge_nudge.bench.server_loop import ServerCompleter
     from edge_nudge.bench.trials import Plan
+    from edge_nudge.core.costs import CostCurve
     from edge_nudge.core.text_loop import TextLoop
     from edge_nudge.runtime import Pair
 
@@ -153,23 +154,30 @@ def _measured(pair: Pair, plan: Plan, loop: TextLoop | None, say: Say) -> dict[s
     follow_up = None
     if plan.follow_up:
         follow_up = follow_up_document(run_follow_up(pair, plan.max_tokens, plan.n_trials, say), plan.max_tokens)
+    curves = {role: curve.ascending() for role, curve in _curves(pair, say).items()} if plan.prompts else {}
     return {
         "settings": settings_document(plan, gamma),
-        **trials_document(run_trials(pair, plan, say, loop), plan),
+        **trials_document(run_trials(pair, plan, say, loop), plan, curves),
         "follow_up": follow_up,
     }
 
 
 def _costs(pair: Pair, say: Say) -> dict[str, Any]:
     from edge_nudge.bench.report import costs_document
+
+    return {"costs": {role.value: costs_document(curve) for role, curve in _curves(pair, say).items()}}
+
+
+def _curves(pair: Pair, say: Say) -> dict[Role, CostCurve]:
+    """Measure what batches cost both models."""
     from edge_nudge.engine.costs import measure_costs
 
-    costs = {}
+    curves = {}
     for role, backend in pair.backends.items():
         say(f"{role.value} model: batches of 1 to 32 tokens")
-        costs[role.value] = costs_document(measure_costs(backend))
+        curves[role] = measure_costs(backend)
     pair.forget()
-    return {"costs": costs}
+    return curves
 
 
 def _fake(interrupts: Interrupts) -> dict[str, Any]:

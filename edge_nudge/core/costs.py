@@ -48,8 +48,10 @@ class CostCurve:
         """Seconds of a step: one token, one row of scores."""
         return self.costs[0].last_s
 
-    def batch_s(self, n_tokens: int, n_rows: int = 1) -> float:
+    def batch_s(self, n_tokens: float, n_rows: int = 1) -> float:
         """Return the seconds of a batch of `n_tokens` with scores for `n_rows` of them, at least one.
+
+        A number of tokens that is not whole is a mean.
 
         What further rows cost is read where as many tokens had all their rows: the output matrix is computed for
         rows, all the others for tokens.
@@ -84,7 +86,7 @@ class CostCurve:
         return replace(self, costs=tuple(costs))
 
 
-def _between(costs: Sequence[BatchCost], n_tokens: int) -> tuple[float, float]:
+def _between(costs: Sequence[BatchCost], n_tokens: float) -> tuple[float, float]:
     """Return both costs of a size, on the line between its neighbours."""
     if len(costs) == 1:
         return costs[0].last_s * n_tokens, costs[0].every_s * n_tokens

@@ -102,7 +102,9 @@ class ModelUsage:
     n_written: int = 0  # tokens of the answer this model wrote and the user saw
     n_chars: int = 0  # characters of the answer this model wrote
     n_calls: int = 0  # native decode calls
-    native_s: float = 0.0  # seconds inside them
+    n_asked: int = 0  # times that scores behind the text were needed, with a call or without
+    native_s: float = 0.0  # seconds inside the calls
+    prompt_s: float = 0.0  # of those, until the scores behind the prompt were there
     evaluated: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
     n_reused: int = 0  # prompt tokens found in the cache
 

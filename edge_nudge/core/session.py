@@ -110,15 +110,16 @@ class Session:
         self._n_text = len(self._ids)  # the guesses of the request before are as good as any other text now
         self._rows.clear()  # a prompt's last token is evaluated in every request, and always alone
 
-    def sync(self, ids: Sequence[int], guess: Guess = _no_guess) -> SyncCost:
+    def sync(self, ids: Sequence[int], guess: Guess = _no_guess, *, is_asked: bool = True) -> SyncCost:
         """Make the text exactly `ids` (not empty), reusing the longest common prefix.
 
         `guess` is asked when there is something to evaluate: it gets the number of tokens in the last batch and
-        returns what may follow `ids`, to be evaluated along with them.
+        returns what may follow `ids`, to be evaluated along with them. `is_asked`: a decision waits for the scores.
         Raises EngineError and Cancelled; then the session holds a prefix of `ids`.
         """
         if len(self._ids) != self._backend.n_cached:  # an interrupt came between the engine and us
             self.forget()
+        self.usage.n_asked += is_asked
         n_before = self._n_text
         if self._n_seen == 0 and self._shelf is not None:
             self._change_conversation(self._shelf, ids)
@@ -140,6 +141,8 @@ class Session:
             self._evaluate(ids[n_alone:], guess)
         else:
             self._evaluate_with_checkpoint(ids, n_keep)
+        if is_first:
+            self.usage.prompt_s = self.usage.native_s
         return SyncCost(n_keep, n_before - min(n_keep, n_before), len(ids) - n_keep)
 
     def advance(self, token: int, guess: Guess = _no_guess) -> None:
@@ -149,6 +152,7 @@ class Session:
         """
         if self._is_cancelled():
             raise Cancelled
+        self.usage.n_asked += 1
         n_text = self._n_text
         if n_text in self._rows and self._ids[n_text] == token:
             self._extend_text(n_text + 1)

@@ -101,7 +101,7 @@ class Writer:
         ids, overlap = self._continuation.ids(answer)
         if not self._backend.info.can_rewind or len(ids) + n_tokens >= self.n_ctx:
             return b""
-        self._session.sync(ids)
+        self._session.sync(ids, is_asked=False)
         text = bytearray()
         for n_left in range(n_tokens, 0, -1):
             try:
