@@ -206,7 +206,8 @@ def test_a_follow_up_question_evaluates_only_what_is_new(pair: Pair) -> None:
 
 def test_conversations_side_by_side_evaluate_only_what_is_new(pair: Pair) -> None:
     pair.forget()
-    conversations = [[{"role": "user", "content": f"{start} " * 30 + "What now?"}] for start in ("red", "blue", "green")]
+    starts = ("red", "blue", "green")
+    conversations = [[{"role": "user", "content": f"{start} " * 30 + "What now?"}] for start in starts]
     n_known = [0, 0, 0]
     for _ in range(2):
         for number, messages in enumerate(conversations):
