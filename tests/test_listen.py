@@ -343,6 +343,7 @@ def test_the_network_needs_a_given_key(path: Path, host: str) -> None:
 def test_the_network_with_a_key(path: Path) -> None:
     with listen(path, tcp=("0.0.0.0", 0), key=KEY) as listeners:
         assert listeners.key == KEY
+        assert listeners.url == f"http://127.0.0.1:{listeners.sockets[-1].getsockname()[1]}"
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a\nb", "é", "x" * 513])

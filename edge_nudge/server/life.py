@@ -116,6 +116,8 @@ class Life:
         is_ended = True
         try:
             endpoints.write_endpoint(self.endpoint)
+            if self._stop_by is not None:  # asked for already: nothing is loaded for that
+                return True
             worker.start()
             # On Windows the usual loop takes signals for itself; sockets are all we need.
             loop = asyncio.SelectorEventLoop()
@@ -163,20 +165,21 @@ class Life:
                 one.close()
         if self.error is None:
             self._say(self._farewell(worker))
-        worker.stop(max(0.0, self._remaining_s()))
-        while self._remaining_s() > 0 and _is_busy(worker):
+        worker.stop(self.remaining_s())
+        while self.remaining_s() > 0 and (_is_busy(worker) or server.server_state.tasks):
             await asyncio.sleep(_TICK_S)
         worker.stop()
         self._end_by = time.monotonic() + _LAST_S
         while time.monotonic() < self._end_by and _is_busy(worker):
             await asyncio.sleep(_TICK_S)
 
-    def _remaining_s(self) -> float:
+    def remaining_s(self) -> float:
+        """Return the seconds until running answers are cancelled; 0 where nobody has asked to stop."""
         with self._lock:
-            return 0.0 if self._stop_by is None else self._stop_by - time.monotonic()
+            return 0.0 if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
 
     def _farewell(self, worker: Stoppable) -> str:
-        view, remaining_s = worker.describe(), self._remaining_s()
+        view, remaining_s = worker.describe(), self.remaining_s()
         n_jobs = view.n_queued + (view.job is not None)
         if not n_jobs or remaining_s <= 0:
             return "stopping"
@@ -209,6 +212,7 @@ def _config(app: App, *, logs_access: bool) -> uvicorn.Config:
     if not any(isinstance(handler, _Forward) for handler in logger.handlers):
         logger.addHandler(_Forward())
     logger.propagate = False
+    logging.getLogger("uvicorn.access").propagate = logs_access
     return uvicorn.Config(
         app,
         loop="none",
@@ -267,7 +271,7 @@ async def _shutdown(scope: Scope, receive: Receive, life: Life) -> tuple[int, di
     except (ValueError, AttributeError, RecursionError):
         return 400, _error('/shutdown takes {} or {"now": true}', "invalid_request_error")
     life.stop(is_now=is_now)
-    return 202, {"status": "stopping", "pid": os.getpid(), "now": is_now}
+    return 202, {"status": "stopping", "pid": os.getpid(), "within_s": round(life.remaining_s() + _LAST_S, 1)}
 
 
 def _has_key(authorization: bytes, key: str | None) -> bool:

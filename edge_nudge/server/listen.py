@@ -189,7 +189,8 @@ class Listeners:
     def _has_tcp(self, server: socket.socket) -> None:
         host, port = server.getsockname()[:2]
         self._key = self._key or secrets.token_urlsafe(32)
-        self.url = self.url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # how this machine reaches it
+        self.url = self.url or f"http://{f'[{near}]' if ':' in near else near}:{port}"
 
 
 def open_listeners(wanted: Wanted, inherited: Sequence[int] = ()) -> Listeners:
