@@ -16,6 +16,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -146,8 +147,6 @@ def _serve(context: click.Context, values: dict[str, Any], interrupts: Interrupt
 
 
 def _wanted(values: dict[str, Any]) -> Wanted:
-    from pathlib import Path
-
     from edge_nudge.server.listen import Wanted, parse_tcp
 
     key = os.environ.pop(KEY_VARIABLE, None) or None  # no child needs it
@@ -222,6 +221,7 @@ def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any]) ->
         allowed_origins=tuple(values["origin"]),
         has_metrics=values["metrics"],
         allowed_hosts=tuple(values["allow_host"]),
+        about={name: Path(str(endpoint.loaded[name])).name for name in ("base", "nudging")},
     )
 
 

@@ -83,11 +83,13 @@ def _look_at(endpoint: Endpoint) -> dict[str, Any]:
 
 def _of_slot(slot: dict[str, Any]) -> dict[str, Any]:
     """Return what a server says of its one slot."""
-    job = None
-    if slot.get("is_processing"):
-        names = {"id": "job", "running_s": "running_s", "n_tokens": "n_decoded"}
-        job = {name: slot.get(theirs) for name, theirs in names.items()}
-    return {"state": slot.get("state", "unknown"), "queued": slot.get("n_queued"), "job": job}
+    job = slot.get("job")
+    names = ("id", "running_s", "n_tokens")
+    return {
+        "state": slot.get("state", "unknown"),
+        "queued": slot.get("n_queued"),
+        "job": {name: job.get(name) for name in names} if isinstance(job, dict) else None,
+    }
 
 
 def _table(servers: Sequence[dict[str, Any]]) -> str:
@@ -116,7 +118,7 @@ def _cells(server: dict[str, Any]) -> tuple[str, ...]:
         " ".join(address for address in (server["socket"], server["url"]) if address),
         state,
         "" if server["queued"] is None else str(server["queued"]),
-        "" if job is None else f"{job['id']} ({job['running_s']:.1f} s)",
+        "" if job is None else f"{job['id']} ({job['running_s'] or 0.0:.1f} s)",
         "" if job is None else str(job["n_tokens"]),
         since,
     )
