@@ -108,6 +108,29 @@ def nudge_document(usage: Usage, request: GenerateRequest) -> dict[str, Any]:
     }
 
 
+def finished_document(finished: Finished, request: GenerateRequest) -> dict[str, Any]:
+    """Return all that the last event says: the totals of the nudging, the end, and each model's counts and times."""
+    usage = finished.usage
+    return {
+        **nudge_document(usage, request),
+        "finish_reason": finished.reason.value,
+        "finish_detail": finished.detail.value,
+        "stop_string": finished.stop_string,
+        "seed": finished.seed,
+        "first_piece_s": finite(usage.first_piece_s),
+        "total_s": finite(usage.total_s),
+        "models": {
+            role.value: {
+                "n_prompt": usage.of(role).n_prompt,
+                "n_written": usage.of(role).n_written,
+                "n_chars": usage.of(role).n_chars,
+                "native_s": finite(usage.of(role).native_s),
+            }
+            for role in Role
+        },
+    }
+
+
 def _evaluated(usage: ModelUsage) -> dict[str, int]:
     return {cause.value: n_tokens for cause, n_tokens in usage.evaluated.items()}
 
