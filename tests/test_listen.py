@@ -25,6 +25,7 @@ from edge_nudge.server.listen import (
     Wanted,
     check_key,
     inherited_descriptors,
+    inherited_sockets,
     open_listeners,
     parse_tcp,
 )
@@ -422,7 +423,7 @@ def given() -> Iterator[list[socket.socket]]:
 
 
 def hand_over(sockets: Sequence[socket.socket], key: str | None = None) -> Listeners:
-    return open_listeners(Wanted(key=key), [os.dup(one.fileno()) for one in sockets])
+    return open_listeners(Wanted(key=key), [one.dup() for one in sockets])
 
 
 @POSIX
@@ -446,27 +447,16 @@ def test_inherited_sockets_are_used_and_never_removed(given: list[socket.socket]
 def test_addresses_are_systemds_or_ours(given: list[socket.socket], path: Path) -> None:
     given.append(socket.create_server(("127.0.0.1", 0)))
     with pytest.raises(InputError, match="the addresses come from systemd"):
-        open_listeners(Wanted(path), [os.dup(given[0].fileno())])
+        open_listeners(Wanted(path), [given[0].dup()])
 
 
 @POSIX
-@pytest.mark.parametrize("kind", ["file", "closed", "datagram", "not listening", "connected", "abstract", "everybody"])
+@pytest.mark.parametrize("kind", ["datagram", "not listening", "connected", "abstract", "everybody"])
 def test_an_inherited_descriptor_is_checked(given: list[socket.socket], tmp_path: Path, kind: str) -> None:
     tmp_path.chmod(0o755)
     one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM)
     given.append(one)
     message = "is no listening stream socket"
-    if kind == "file":
-        read, write = os.pipe()
-        os.close(write)
-        with pytest.raises(ListenError, match="is no socket"):
-            open_listeners(Wanted(), [read])
-        os.close(read)
-        return
-    if kind == "closed":
-        with pytest.raises(ListenError, match="is not open"):
-            open_listeners(Wanted(), [4095])
-        return
     if kind == "connected":
         given += socket.socketpair()
         one = given[-1]
@@ -483,6 +473,26 @@ def test_an_inherited_descriptor_is_checked(given: list[socket.socket], tmp_path
         message = r"every user can reach .* \(mode 0666\): set SocketMode=0600"
     with pytest.raises(ListenError, match=message):
         hand_over([one])
+
+
+@POSIX
+def test_descriptors_become_sockets(given: list[socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    given.append(socket.create_server(("127.0.0.1", 0)))
+    descriptor = os.dup(given[0].fileno())
+    os.set_inheritable(descriptor, True)
+    monkeypatch.setattr("edge_nudge.server.listen._FIRST_FD", descriptor)
+    (found,) = inherited_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)
+    assert found.getsockname() == given[0].getsockname()
+    assert not found.get_inheritable()
+    found.close()
+    assert inherited_sockets({"LISTEN_PID": "8", "LISTEN_FDS": "1"}, 7) == []
+    with pytest.raises(ListenError, match=f"descriptor {descriptor} from LISTEN_FDS is not open"):
+        inherited_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)
+    read, write = os.pipe()
+    monkeypatch.setattr("edge_nudge.server.listen._FIRST_FD", read)
+    with pytest.raises(ListenError, match=f"descriptor {read} from LISTEN_FDS is no socket"):
+        inherited_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)
+    os.close(read), os.close(write)
 
 
 @POSIX

@@ -15,7 +15,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from edge_nudge.cli.verbosity import show_log
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
+    import socket
+
     from edge_nudge.endpoint import Endpoint
     from edge_nudge.runtime import Pair, PairSpec
     from edge_nudge.server.listen import Listeners, Wanted
@@ -106,9 +108,14 @@ def serve(context: click.Context, /, **values: Any) -> None:
     Ctrl-C or SIGTERM takes no new requests and lets running ones end; a second one ends at once. The exit code is 0
     when the server was asked to stop, 5 when another one has the socket.
     """
+    from edge_nudge.server.listen import inherited_sockets
+
+    inherited = inherited_sockets(os.environ, os.getpid())
+    for name in _SYSTEMD:  # they are for this process and for no child of it
+        os.environ.pop(name, None)
     try:
         with Interrupts(more=_HANGUP) as interrupts:
-            is_ended = _serve(context, values, interrupts)
+            is_ended = _serve(context, values, interrupts, inherited)
     except Interrupted:  # before anything was served
         is_ended = True
     streams.tell("stopped")
@@ -117,19 +124,18 @@ def serve(context: click.Context, /, **values: Any) -> None:
         os._exit(0)
 
 
-def _serve(context: click.Context, values: dict[str, Any], interrupts: Interrupts) -> bool:
+def _serve(
+    context: click.Context, values: dict[str, Any], interrupts: Interrupts, inherited: Sequence[socket.socket]
+) -> bool:
     from edge_nudge.server.app import make_app
     from edge_nudge.server.life import Life
-    from edge_nudge.server.listen import inherited_descriptors, open_listeners
+    from edge_nudge.server.listen import open_listeners
     from edge_nudge.worker import Worker
 
     handler = show_log(values["verbose"], shows_errors=True)
     options.check_text(context)
     wanted = _wanted(values)
-    descriptors = inherited_descriptors(os.environ, os.getpid())
-    for name in _SYSTEMD:  # they are for this process and for no child of it
-        os.environ.pop(name, None)
-    with open_listeners(wanted, descriptors) as listeners:
+    with open_listeners(wanted, inherited) as listeners:
         spec, settings = opening.find(context, values)
         endpoint = _endpoint(listeners, spec, settings)
         life = Life(listeners, endpoint, grace_s=values["grace"], say=streams.tell)

@@ -10,6 +10,7 @@ socket, or over loopback with its key.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -99,10 +100,13 @@ def _table(servers: Sequence[dict[str, Any]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*_COLUMNS, box=box.SIMPLE_HEAD if is_terminal(sys.stdout) else None, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD if is_terminal(sys.stdout) else None, pad_edge=False, header_style="")
+    for name in _COLUMNS:  # an address is what gives way, and every character of it stays
+        table.add_column(name, overflow="fold", no_wrap=name != "ADDRESS", min_width=10 if name == "ADDRESS" else None)
     for server in servers:
         table.add_row(*(Text(one_line(cell)) for cell in _cells(server)))
-    console = Console(file=sys.stdout, width=None if is_terminal(sys.stdout) else _WIDE, no_color=True, highlight=False)
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else _WIDE
+    console = Console(file=sys.stdout, width=width, no_color=True, highlight=False)
     with console.capture() as capture:
         console.print(table)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
@@ -170,6 +174,8 @@ def _stop(endpoint: Endpoint, *, is_now: bool, wait_s: float | None) -> int | No
     """Stop a server and return its pid; None where it has gone by itself."""
     from edge_nudge.endpoint import is_running
 
+    if not is_running(endpoint):
+        return None
     try:
         status, found = ask(endpoint, "POST", "/shutdown", {"now": is_now})
     except ServerError:

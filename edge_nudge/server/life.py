@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from edge_nudge.server.listen import Listeners
 
 DEFAULT_GRACE_S = 10.0
-_LAST_S = 5.0  # for a native call to come back, and for final events to be read
-_LAST_WORDS_S = 2  # of these, for what is on its way to clients
+_LAST_S = 3.0  # for a native call to come back after a cancel
+_LAST_WORDS_S = 2  # for what is on its way to clients then
 _TICK_S = 0.02
 _KEEP_CONNECTION_S = 60
 _MOST_BODY_BYTES = 1024
@@ -184,7 +184,7 @@ class Life:
         if not n_jobs or remaining_s <= 0:
             return "stopping"
         requests = "1 request has" if n_jobs == 1 else f"{n_jobs} requests have"
-        return f"stopping: {requests} up to {remaining_s:.0f} s to end; a second signal ends at once"
+        return f"stopping: {requests} up to {remaining_s:.3g} s to end; a second signal ends at once"
 
 
 class _Server(uvicorn.Server):
@@ -271,7 +271,11 @@ async def _shutdown(scope: Scope, receive: Receive, life: Life) -> tuple[int, di
     except (ValueError, AttributeError, RecursionError):
         return 400, _error('/shutdown takes {} or {"now": true}', "invalid_request_error")
     life.stop(is_now=is_now)
-    return 202, {"status": "stopping", "pid": os.getpid(), "within_s": round(life.remaining_s() + _LAST_S, 1)}
+    return 202, {
+        "status": "stopping",
+        "pid": os.getpid(),
+        "within_s": round(life.remaining_s() + _LAST_S + _LAST_WORDS_S, 1),
+    }
 
 
 def _has_key(authorization: bytes, key: str | None) -> bool:

@@ -171,15 +171,14 @@ class Listeners:
             raise ListenError(f"{host} port {port} cannot be bound ({error.strerror or error})") from None
         self._has_tcp(server)
 
-    def inherit(self, descriptor: int) -> None:
-        """Take over a socket that systemd opened. Raises ListenError."""
-        server = _inherited(descriptor)
-        self.sockets.append(server)
+    def inherit(self, server: socket.socket) -> None:
+        """Take over a socket that systemd opened. Raises InputError, ListenError."""
+        _check_inherited(server)
         self.is_inherited = True
-        if server.family == socket.AF_UNIX:
+        if endpoints.has_unix_sockets() and server.family == socket.AF_UNIX:
             path = server.getsockname()
             if not isinstance(path, str) or not path:
-                raise ListenError(f"descriptor {descriptor} is an abstract socket: ListenStream= must name a file")
+                raise ListenError(f"descriptor {server.fileno()} is an abstract socket: ListenStream= must name a file")
             _check_inherited_mode(path)
             self.socket_path = self.socket_path or path
         else:
@@ -193,20 +192,21 @@ class Listeners:
         self.url = self.url or f"http://{f'[{near}]' if ':' in near else near}:{port}"
 
 
-def open_listeners(wanted: Wanted, inherited: Sequence[int] = ()) -> Listeners:
+def open_listeners(wanted: Wanted, inherited: Sequence[socket.socket] = ()) -> Listeners:
     """Open what is wanted, or take what was inherited: all of it or nothing.
 
     Raises InputError, RuntimeDirError, AlreadyRunningError, ListenError.
     """
-    if wanted.key is not None:
-        check_key(wanted.key)
     listeners = Listeners(wanted.key)
+    listeners.sockets += inherited
     try:
+        if wanted.key is not None:
+            check_key(wanted.key)
         if inherited:
             if wanted.socket is not None or wanted.tcp is not None:
                 raise InputError("the addresses come from systemd: put --socket and --tcp into ListenStream= instead")
-            for descriptor in inherited:
-                listeners.inherit(descriptor)
+            for server in inherited:
+                listeners.inherit(server)
         elif endpoints.has_unix_sockets():
             listeners.open_unix(wanted.socket or endpoints.default_socket())
             if wanted.tcp is not None:
@@ -363,24 +363,33 @@ def inherited_descriptors(environ: Mapping[str, str], pid: int) -> tuple[int, ..
     return tuple(range(_FIRST_FD, _FIRST_FD + int(n_fds)))
 
 
+def inherited_sockets(environ: Mapping[str, str], pid: int) -> list[socket.socket]:
+    """Return the sockets that systemd's variables say are for us.
+
+    To be called before this process opens anything: what is not open could be ours by then. Raises ListenError.
+    """
+    return [_inherited(descriptor) for descriptor in inherited_descriptors(environ, pid)]
+
+
 def _inherited(descriptor: int) -> socket.socket:
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             raise ListenError(f"descriptor {descriptor} from LISTEN_FDS is no socket")
         os.set_inheritable(descriptor, False)
-        server = socket.socket(fileno=descriptor)
+        return socket.socket(fileno=descriptor)
     except OSError as error:
         raise ListenError(f"descriptor {descriptor} from LISTEN_FDS is not open ({error.strerror})") from None
+
+
+def _check_inherited(server: socket.socket) -> None:
     families = [socket.AF_INET, socket.AF_INET6, *([socket.AF_UNIX] if endpoints.has_unix_sockets() else [])]
-    is_listening = (
-        server.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) if server.type == socket.SOCK_STREAM else 0
-    )
+    is_stream = server.type == socket.SOCK_STREAM
+    is_listening = is_stream and server.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if server.family not in families or not is_listening:
-        server.close()
         raise ListenError(
-            f"descriptor {descriptor} from LISTEN_FDS is no listening stream socket: use ListenStream= and Accept=no"
+            f"descriptor {server.fileno()} from LISTEN_FDS is no listening stream socket: use ListenStream= and "
+            f"Accept=no"
         )
-    return server
 
 
 def _check_inherited_mode(path: str) -> None:
