@@ -155,6 +155,35 @@ def test_a_stream_that_is_too_long_gets_a_final_event(start: Start) -> None:
     assert server.left_behind == []
 
 
+SLOW_READER = """
+import sys, time
+import cli_fakes
+from edge_nudge.testing import FakeBackend
+evaluate = FakeBackend.evaluate
+def slow(self, *arguments, **more):
+    sys.stderr.write("evaluating\\n")
+    time.sleep(0.5)
+    return evaluate(self, *arguments, **more)
+FakeBackend.evaluate = slow
+cli_fakes.main()
+"""
+
+
+def test_a_long_prompt_is_left_between_two_batches(start: Start) -> None:
+    server = start("--grace", "0.2", script="long", code=SLOW_READER).ready()
+    long = {**STREAM, "messages": [{"role": "user", "content": "x" * 3000}]}  # six batches for each model
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=long) as answer:
+        server.wait_for("evaluating")
+        server.send(signal.SIGTERM)
+        seen = list(events_of(answer))
+    assert seen[-1] == "[DONE]"
+    assert seen[-2]["choices"][0]["finish_reason"] == "cancelled"
+    assert text_of_events(seen) == ""
+    assert server.end() == 0
+    assert server.err.count("evaluating") < 6
+    assert server.left_behind == []
+
+
 @pytest.mark.parametrize(("first", "second", "code"), [
     (signal.SIGINT, signal.SIGINT, 130), (signal.SIGTERM, signal.SIGTERM, 143), (signal.SIGTERM, signal.SIGINT, 130),
 ])  # fmt: skip

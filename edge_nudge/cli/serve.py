@@ -10,6 +10,7 @@ Owns the options of the server, its key, and the order: addresses, files, models
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from edge_nudge.server.listen import Listeners, Wanted
     from edge_nudge.server.served import Served
 
+_log = logging.getLogger(__name__)
 KEY_VARIABLE = "EDGE_NUDGE_API_KEY"
 _DEFAULT_PORT = 16834  # server/listen.py has it too; --help imports no server
 _MOST_KEY_BYTES = 4096
@@ -184,14 +186,18 @@ def _read_key(path: str) -> str:
 
 
 def _loader(spec: PairSpec, settings: dict[str, Any], values: dict[str, Any]) -> Callable[[], Pair]:
+    has_loaded = False
+
     def load() -> Pair:
+        nonlocal has_loaded
         from edge_nudge import runtime
 
-        streams.tell(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
-        started = time.perf_counter()
+        say = streams.tell if not has_loaded else _log.info  # anew after an idle time: nobody has asked for that line
+        say(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
         pair = runtime.load_pair(spec, **settings)
-        opening.tell_notes(pair, values)
-        streams.tell(f"ready after {time.perf_counter() - started:.1f} s")
+        if not has_loaded:
+            opening.tell_notes(pair, values)
+        has_loaded = True
         return pair
 
     return load
