@@ -9,6 +9,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -107,6 +108,13 @@ class Listening:
         transport = httpx.HTTPTransport(uds=str(self.socket_path))
         return httpx.Client(transport=transport, base_url="http://server", timeout=WAIT_S, **settings)
 
+    def connect_tcp(self) -> socket.socket:
+        connection = socket.socket(socket.AF_INET)
+        connection.settimeout(WAIT_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
+
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(WAIT_S)
@@ -123,14 +131,19 @@ def listening(
     path = folder / "s.sock"
     unix, tcp = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
     unix.bind(str(path))
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a reader who does not read is felt soon
     tcp.bind(("127.0.0.1", 0))
     with a_worker(**settings) as worker:
         app = make_app(worker, served=replace(served, key=served.key or KEY), limits=limits)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[unix, tcp])), daemon=True)
         thread.start()
         try:
+            until = time.monotonic() + WAIT_S
+            while not server.started:
+                assert time.monotonic() < until, "the server does not start"
+                time.sleep(0.002)
             yield Listening(worker, path, tcp.getsockname()[1])
         finally:
             server.should_exit = True
