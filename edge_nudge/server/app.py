@@ -233,4 +233,5 @@ def _add_page(app: FastAPI) -> None:
             raise HTTPException(404, "Not Found")
         return FileResponse(file, headers=headers)
 
-    app.mount("/page", StaticFiles(directory=PAGE, check_dir=False), name="page")
+    if PAGE.is_dir():
+        app.mount("/page", StaticFiles(directory=PAGE), name="page")
