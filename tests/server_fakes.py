@@ -45,18 +45,23 @@ def a_worker(load: Callable[[], Pair] | None = None, *, script: Script = SHORT, 
         assert worker.join(WAIT_S)
 
 
+def reached(app: Any, *, is_tcp: bool = False) -> Any:
+    """Return the application as it is over the Unix socket, or over TCP."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        server = ("127.0.0.1", 4711) if is_tcp else ("/run/edge-nudge.sock", None)
+        await app({**scope, "server": server}, receive, send)
+
+    return wrapped
+
+
 @asynccontextmanager
 async def a_client(
     worker: Worker, served: Served = SERVED, limits: Limits | None = None, *, is_tcp: bool = False, **headers: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application itself, without sockets: as over the Unix socket, or as over TCP."""
-    app = make_app(worker, served=served, limits=limits)
-
-    async def reached(scope: Any, receive: Any, send: Any) -> None:
-        scope["server"] = ("127.0.0.1", 4711) if is_tcp else ("/run/edge-nudge.sock", None)
-        await app(scope, receive, send)
-
-    transport = httpx.ASGITransport(reached, raise_app_exceptions=False)
+    app = reached(make_app(worker, served=served, limits=limits), is_tcp=is_tcp)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://127.0.0.1:4711", headers=headers, timeout=WAIT_S
     ) as client:
