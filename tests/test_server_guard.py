@@ -173,9 +173,9 @@ def test_over_tcp_the_key_is_needed(given: str | None, status: int) -> None:
 
 
 def test_health_and_the_page_need_no_key() -> None:
-    for path in ("/health", "/", "/page/page.js"):
+    for path in ("/health", "/", "/docs", "/openapi.json", "/page/page.js"):
         assert status_of(("host", "localhost"), served=WITH_KEY, path=path) == 200
-    for path in ("/healthx", "/page", "/v1/models", "/slots", "/metrics", "/openapi.json"):
+    for path in ("/healthx", "/page", "/v1/models", "/slots", "/metrics", "/tokenizer_info"):
         assert status_of(("host", "localhost"), served=WITH_KEY, path=path) == 401
     assert status_of(("host", "evil.example"), served=WITH_KEY, path="/health") == 403
 
@@ -238,7 +238,14 @@ def test_nothing_works_that_was_not_meant_to() -> None:
                     response = await client.request(method, PATH, headers={"content-type": "application/json"})
                     assert response.status_code == 405
                     assert response.json()["error"]["code"] == "method_not_allowed"
-                for path in ("/docs", "/redoc", "/metrics", "/v1/embeddings", "/page/../app.py", "/page/%2e%2e/app.py"):
+                for path in (
+                    "/redoc",
+                    "/docs/oauth2-redirect",
+                    "/metrics",
+                    "/v1/embeddings",
+                    "/page/../app.py",
+                    "/page/%2e%2e/app.py",
+                ):
                     response = await client.get(path)
                     assert response.status_code == 404, path
                     assert response.json()["error"]["code"] == "not_found"
