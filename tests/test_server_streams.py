@@ -309,9 +309,11 @@ def test_an_error_behind_a_ping_is_an_event(gate: Gate) -> None:
 def test_a_full_queue_is_a_429(gate: Gate) -> None:
     async def run(worker: Worker) -> httpx.Response:
         async with a_client(worker) as client:
-            waiting = [asyncio.create_task(client.post(PATH, json=chat(max_tokens=2))) for _ in range(2)]
-            while worker.describe().n_queued < 1:
-                await asyncio.sleep(0.002)
+            waiting = []
+            for n_queued in (0, 1):
+                waiting.append(asyncio.create_task(client.post(PATH, json=chat(max_tokens=2))))
+                while (view := worker.describe()).job is None or view.n_queued < n_queued:
+                    await asyncio.sleep(0.002)
             refused = await client.post(PATH, json=chat(stream=True))
             gate.open()
             assert [(await task).status_code for task in waiting] == [200, 200]
