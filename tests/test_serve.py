@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -268,6 +269,33 @@ def test_a_terminal_that_goes_away_does_no_harm(start: Start) -> None:
     assert server.left_behind == []
 
 
+def test_the_terminal_it_was_started_in_may_go_away(start: Start) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    controller, terminal = pty.openpty()
+    server = start("--grace", "60", script="long", delay_s=0.001, stdin=terminal, stdout=terminal, stderr=terminal,
+                   preexec_fn=own_terminal)  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    while b"ready after" not in seen:
+        seen += os.read(controller, 4096)
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+        events = events_of(answer)
+        next(events)
+        os.close(controller)  # the kernel sends SIGHUP, and whatever is written now fails
+        *_, last, done = events
+    assert done == "[DONE]"
+    assert last["choices"][0]["finish_reason"] in ("stop", "length")
+    assert server.process.wait(TIMEOUT_S) == 0
+    assert server.left_behind == []
+
+
 # --- two of them
 
 
@@ -440,6 +468,33 @@ def test_sockets_of_systemd(start: Start) -> None:
     server.send(signal.SIGTERM)
     assert server.end() == 0
     assert path.exists()  # it is systemd's
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate")
+def test_a_server_starts_at_the_first_connection(start: Start) -> None:
+    server = start()
+    command = server.process.args
+    server.kill()
+    assert isinstance(command, list)
+    path = server.folder / "activated"
+    passed = [f"--setenv={name}={os.environ[name]}" for name in ("EDGE_NUDGE_RUNTIME_DIR", "PYTHONPATH")]
+    umask = os.umask(0o177)
+    try:
+        server.process = subprocess.Popen(
+            ["systemd-socket-activate", f"--listen={path}", "--fdname=api", *passed, *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        wait_until(path.exists)
+    finally:
+        os.umask(umask)
+    with server.client(path) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+    about = json.loads((server.folder / f"endpoint-{server.process.pid}.json").read_text())
+    assert about["socket"] == str(path)
+    server.send(signal.SIGTERM)
+    assert server.end() == 0
+    assert path.exists()
 
 
 def test_descriptors_that_make_no_sense_are_an_error(start: Start) -> None:
