@@ -76,6 +76,24 @@ def test_the_address_is_there_before_the_models_are(start: Start) -> None:
     assert server.left_behind == []
 
 
+def test_who_reads_that_it_listens_finds_the_endpoint_file(start: Start) -> None:
+    server = start("--json", script="stuck")
+    assert server.process.stdout is not None
+    told = json.loads(server.process.stdout.readline())
+    assert server.endpoint["pid"] == told["pid"] == server.process.pid
+    server.send(signal.SIGINT)
+    assert server.end() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_ends_it(start: Start) -> None:
+    with open("/dev/full", "wb") as full:
+        server = start("--json", stdout=full)
+        assert server.end() == 1
+    assert server.err.splitlines()[-1].startswith("error: standard output cannot be written")
+    assert server.left_behind == []
+
+
 def test_a_load_that_fails_is_one_line_and_leaves_nothing(start: Start, tmp_path: Path) -> None:
     server = start()
     server.kill()

@@ -17,6 +17,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +148,9 @@ def _serve(
         worker = Worker(load, max_queue=values["queue"], keep_alive_s=values["keep_alive"])
         app = make_app(worker, served=_served(listeners, endpoint, values))
         with interrupts.asking(life.stop, life.remove_names):
-            _tell_addresses(listeners, endpoint, values)
+            tell = partial(_tell_addresses, listeners, endpoint, values)
             try:
-                return life.run(app, worker, logs_access=values["verbose"] > 0)
+                return life.run(app, worker, on_listening=tell, logs_access=values["verbose"] > 0)
             except InputError as error:
                 raise options.in_users_terms(error, context) from None
 

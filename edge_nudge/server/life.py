@@ -60,6 +60,10 @@ class Stoppable(Protocol):
     def describe(self) -> Any: ...
 
 
+def _nothing() -> None:
+    return None
+
+
 class Life:
     """One server. `stop` and `remove_names` may be called from any thread."""
 
@@ -108,14 +112,17 @@ class Life:
         endpoints.remove_if_ours(self.endpoint)
         self.listeners.remove_names()
 
-    def run(self, app: App, worker: Stoppable, *, logs_access: bool = False) -> bool:
+    def run(
+        self, app: App, worker: Stoppable, *, on_listening: Callable[[], object] = _nothing, logs_access: bool = False
+    ) -> bool:
         """Serve until `stop`; True if the worker has ended as well, False where a native call holds it still.
 
-        Raises what the first load raised, RuntimeDirError, OSError.
+        `on_listening` is called when clients can find the server, before anything is loaded. Raises what it raises, what the first load raised, RuntimeDirError, OSError.
         """
         is_ended = True
         try:
             endpoints.write_endpoint(self.endpoint)
+            on_listening()
             if self._stop_by is not None:  # asked for already: nothing is loaded for that
                 return True
             worker.start()
