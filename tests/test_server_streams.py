@@ -21,6 +21,7 @@ from cli_fakes import LONG, fake_pair, text_of
 from server_fakes import KEY, SHORT_TEXT, WAIT_S, Listening, a_client, a_worker, chat, events, listening
 
 from edge_nudge.runtime import Pair
+from edge_nudge.server import shapes
 from edge_nudge.server.app import Limits
 from edge_nudge.worker import Worker, WorkerState
 
@@ -262,6 +263,26 @@ def test_a_bug_of_ours_is_a_500_without_its_text(caplog: pytest.LogCaptureFixtur
         assert "secret" not in failed.text
         assert "secret detail" in caplog.text
         assert after.status_code == 200
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_bug_on_the_way_out_is_told_and_ends_its_own_answer(is_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(100))
+    name = "piece_document" if is_stream else "_usage"
+    document = getattr(shapes, name)
+
+    def broken(what: Any) -> Any:
+        if next(calls) == (3 if is_stream else 0):
+            raise ZeroDivisionError("secret")
+        return document(what)
+
+    monkeypatch.setattr(shapes, name, broken)
+    with a_worker() as worker:
+        failed, after = everything(worker, chat(stream=is_stream), chat())
+    assert after.json()["choices"][0]["message"]["content"] == SHORT_TEXT
+    error = events(failed.text)[-1]["error"] if is_stream and failed.status_code == 200 else failed.json()["error"]
+    assert error["code"] == "internal_error"
+    assert "secret" not in failed.text
 
 
 # --- pings
