@@ -80,6 +80,14 @@ def test_the_first_token_of_a_prompt_has_no_score() -> None:
     assert len(document["tokens"]) == len(document["text_offset"]) == 2
 
 
+def test_minus_infinity_can_be_sent() -> None:
+    lost = TokenScore(b"a", 1, -math.inf, ((b"b", -0.5), (b"a", -math.inf)))
+    document = LegacyScores().document([lost])
+    assert document["token_logprobs"] == [-9999.0]
+    assert document["top_logprobs"] == [{"b": -0.5, "a": -9999.0}]
+    assert ChatScores(2).document([lost])["content"][0]["logprob"] == -9999.0
+
+
 def test_the_newer_shape_has_bytes_and_as_many_alternatives_as_asked_for() -> None:
     (entry,) = ChatScores(2).document([token(b"\xe2\x82")])["content"]
     assert entry["bytes"] == [0xE2, 0x82]
