@@ -117,7 +117,8 @@ class Life:
     ) -> bool:
         """Serve until `stop`; True if the worker has ended as well, False where a native call holds it still.
 
-        `on_listening` is called when clients can find the server, before anything is loaded. Raises what it raises, what the first load raised, RuntimeDirError, OSError.
+        `on_listening` is called when clients can find the server, before anything is loaded.
+        Raises what that raises, what the first load raised, RuntimeDirError, OSError.
         """
         is_ended = True
         try:
