@@ -1,0 +1,292 @@
+// One answer on the page: its words by author, what each of them says about itself, and its totals.
+//
+// Owns the look of an answer and the box with the details of a word. Never asks the server for anything.
+//
+// 1. Text becomes text nodes only. What would reorder, hide or break text is shown as an escape (`\u202e`).
+// 2. The author of a word is its colour and its line; neither is the only sign.
+// 3. The words of an answer are one stop of the Tab key; arrow keys walk along them.
+// 4. Read aloud is whole sentences, not tokens.
+
+// The set of the terminal: C0 but tab and newline, DEL, C1; separators; bidi embeddings, overrides and isolates;
+// invisible operators that no script needs; interlinear annotation; lone surrogates.
+const HIDDEN = new RegExp(
+  "[\\0-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200b\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff]",
+  "u",
+);
+
+const REASONS = {
+  opening: "It opens the answer.",
+  unsure: "The base model was not sure enough here.",
+  base_end: "The base model ended, or began another turn of its own.",
+  loop: "The base model repeated itself; the repetition was dropped.",
+  unusable: "The base model's token was no text.",
+  confident: "The base model was sure enough.",
+  agreed: "The base model's best token begins the nudging model's next word.",
+  policy: "The rule lets this model write alone.",
+};
+
+const ENDINGS = {
+  stop: "ended by itself",
+  length: "cut at the limit",
+  cancelled: "stopped",
+};
+
+/** Make an element with text and children; strings become text nodes. */
+export function element(tag, className = "", ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+/** Return nodes for a text of unknown origin: text nodes, and marked escapes for what would not be seen. */
+export function shown(text) {
+  const nodes = [];
+  let plain = "";
+  for (const character of text) {
+    if (!HIDDEN.test(character)) {
+      plain += character;
+      continue;
+    }
+    if (plain) nodes.push(plain);
+    plain = "";
+    const code = character.codePointAt(0);
+    const escape = code < 0x100 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
+    nodes.push(element("span", "escape", escape));
+  }
+  if (plain) nodes.push(plain);
+  return nodes;
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)}%`;
+
+const pieces = new WeakMap(); // element of a word -> { text, nudge, tokens, turn }
+
+/** One turn of the conversation: question, answer, totals, error. */
+export class Turn {
+  text = "";
+  gamma = null; // where the rule compares it with the top-1 probability; known in the end
+  #written = { base: 0, nudging: 0 }; // tokens
+  #spoken = "";
+  #words;
+  #totals;
+
+  constructor(question, { say, copy }) {
+    this.say = say;
+    this.#words = element("div", "words");
+    this.#words.dir = "auto";
+    this.#words.setAttribute("role", "group");
+    this.#words.setAttribute("aria-label", "Answer");
+    this.#totals = element("p", "totals");
+    const asked = element("div", "question", ...shown(question));
+    asked.dir = "auto";
+    this.copyButton = element("button", "quiet copy", "Copy answer");
+    this.copyButton.type = "button";
+    this.copyButton.hidden = true;
+    this.copyButton.addEventListener("click", () => copy(this));
+    this.element = element(
+      "article", "turn busy", asked, this.#words, element("div", "under", this.#totals, this.copyButton),
+    );
+    this.element.setAttribute("aria-busy", "true");
+  }
+
+  /** Add a piece: its text, what the chunk says about it, and its tokens where they were asked for. */
+  add(text, nudge, tokens) {
+    this.text += text;
+    if (nudge?.author in this.#written) this.#written[nudge.author] += nudge.n_tokens ?? 0;
+    const word = element("span", "word");
+    const [, before, core, after] = /^(\s*)(.*?)(\s*)$/s.exec(text);
+    word.append(...shown(core));
+    if (nudge) {
+      word.classList.add(nudge.author === "nudging" ? "nudging" : "base");
+      pieces.set(word, { text, nudge, tokens, turn: this });
+      word.tabIndex = this.#words.querySelector(".word[tabindex]") ? -1 : 0;
+    }
+    // Blanks stay outside: a line under them would join words that are not joined.
+    this.#words.append(...shown(before), ...(core ? [word] : []), ...shown(after));
+    this.#speak(text);
+  }
+
+  #speak(text, isLast = false) {
+    this.#spoken += text;
+    const end = isLast ? this.#spoken.length : /^.*[.!?。！？:;\n](?=\s)/s.exec(this.#spoken)?.[0].length;
+    if (!end) return;
+    const sentence = this.#spoken.slice(0, end).trim();
+    this.#spoken = this.#spoken.slice(end);
+    if (sentence) this.say(sentence);
+  }
+
+  /** Finish with what is known of the whole answer, and with the words of an error where there is one. */
+  end(seen, error) {
+    if (seen.nudge?.rule === "top_prob" && Number.isFinite(seen.nudge.gamma)) this.gamma = seen.nudge.gamma;
+    this.#speak("", true);
+    this.element.classList.remove("busy");
+    this.element.removeAttribute("aria-busy");
+    for (const part of totalsOf(seen, this.#written)) this.#totals.append(element("span", "part", ...shown(part)));
+    if (error !== null) {
+      const shownError = element("p", "error", ...shown(error));
+      shownError.setAttribute("role", "alert");
+      this.element.append(shownError);
+    }
+    this.copyButton.hidden = this.text === "";
+  }
+}
+
+/** Say the totals of an answer; without the server's, which come with its end, those of what was shown. */
+function totalsOf({ nudge, timings, finishReason, firstWordMs, isStopped }, written) {
+  const nWritten = written.base + written.nudging;
+  const { ratio_tokens: ratio, ratio_chars: ratioOfCharacters, handoffs, gamma } =
+    nudge ?? { ratio_tokens: nWritten ? written.nudging / nWritten : null };
+  const { predicted_n: nTokens = nWritten || null, predicted_per_second: rate } = timings ?? {};
+  const is = Number.isFinite;
+  const ofCharacters = is(ratioOfCharacters) ? ` (${percent(ratioOfCharacters)} of characters)` : "";
+  return [
+    is(ratio) && `nudging ratio ${percent(ratio)}${ofCharacters}`,
+    is(handoffs) && `${handoffs} handoff${handoffs === 1 ? "" : "s"}`,
+    is(gamma) && `gamma ${gamma}`,
+    is(nTokens) && `${nTokens} token${nTokens === 1 ? "" : "s"}`,
+    is(rate) && `${rate.toFixed(1)} tokens/s`,
+    is(firstWordMs) && `first word ${(firstWordMs / 1000).toFixed(2)} s`,
+    isStopped ? "stopped by you" : finishReason && (ENDINGS[finishReason] ?? finishReason),
+  ].filter(Boolean);
+}
+
+/** The box beside a word: pointing shows it, keyboard focus shows it, Escape closes it. */
+export class Details {
+  #box;
+  #word = null;
+  #leaving = 0;
+
+  constructor(box, area) {
+    this.#box = box;
+    // A finger points by tapping: it gives the focus, or at least a click.
+    area.addEventListener("pointerover", (event) => {
+      if (event.pointerType !== "touch") this.#enter(event.target.closest(".word"));
+    });
+    area.addEventListener("pointerout", (event) => {
+      if (event.pointerType !== "touch") this.#leaveSoon();
+    });
+    area.addEventListener("click", (event) => this.#enter(event.target.closest(".word")));
+    document.addEventListener("pointerdown", (event) => {
+      if (!event.target.closest(".word, .details")) this.hide();
+    });
+    box.addEventListener("pointerenter", () => clearTimeout(this.#leaving));
+    box.addEventListener("pointerleave", () => this.#leaveSoon());
+    area.addEventListener("focusin", (event) => this.#enter(event.target.closest(".word")));
+    area.addEventListener("focusout", () => this.hide());
+    area.addEventListener("keydown", (event) => this.#walk(event));
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.hide();
+    });
+    addEventListener("scroll", () => this.#place(), { capture: true, passive: true });
+    addEventListener("resize", () => this.#place());
+  }
+
+  hide() {
+    clearTimeout(this.#leaving);
+    this.#word?.removeAttribute("aria-describedby");
+    this.#word?.classList.remove("open");
+    this.#word = null;
+    this.#box.hidden = true;
+  }
+
+  #enter(word) {
+    if (!word || !pieces.has(word)) return;
+    clearTimeout(this.#leaving);
+    if (word === this.#word) return;
+    this.hide();
+    this.#word = word;
+    word.classList.add("open");
+    word.setAttribute("aria-describedby", this.#box.id);
+    this.#box.replaceChildren(...describe(pieces.get(word)));
+    this.#box.hidden = false;
+    this.#place();
+  }
+
+  // The pointer may go over to the box; and a word that has the focus keeps it open.
+  #leaveSoon() {
+    clearTimeout(this.#leaving);
+    this.#leaving = setTimeout(() => {
+      const focused = document.activeElement?.closest(".word") ?? null;
+      if (focused?.matches(":focus-visible")) this.#enter(focused);
+      else this.hide();
+    }, 150);
+  }
+
+  #walk(event) {
+    const word = event.target.closest(".word");
+    if (!word || event.ctrlKey || event.metaKey || event.altKey) return;
+    const words = [...word.parentElement.querySelectorAll(".word[tabindex]")];
+    const at = words.indexOf(word);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: words.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const next = words[Math.min(Math.max(to, 0), words.length - 1)];
+    word.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+
+  #place() {
+    if (!this.#word) return;
+    const { clientWidth, clientHeight } = document.documentElement;
+    const word = this.#word.getClientRects()[0] ?? this.#word.getBoundingClientRect();
+    const { width, height } = this.#box.getBoundingClientRect();
+    const gap = 8;
+    const left = Math.min(Math.max(word.left - 12, gap), Math.max(clientWidth - width - gap, gap));
+    const below = word.bottom + gap;
+    const top = below + height <= clientHeight - gap ? below : Math.max(word.top - height - gap, gap);
+    this.#box.style.setProperty("left", `${left}px`);
+    this.#box.style.setProperty("top", `${top}px`);
+  }
+}
+
+function describe({ text, nudge, tokens, turn }) {
+  const isNudging = nudge.author === "nudging";
+  const nodes = [
+    element(
+      "p", "who",
+      element("span", isNudging ? "written nudging" : "written", ...shown(text.trim())),
+      ` ${isNudging ? "nudging model" : "base model"}`,
+    ),
+    element("p", "why", ...shown(REASONS[nudge.reason] ?? String(nudge.reason ?? "").replaceAll("_", " "))),
+  ];
+  if (Number.isFinite(nudge.top_prob)) {
+    const compared = turn.gamma === null ? "" : `, gamma ${turn.gamma}`;
+    nodes.push(
+      element("p", "sure", "Base model's top-1 probability ", element("b", "", percent(nudge.top_prob)), compared),
+      bar(nudge.top_prob, turn.gamma),
+    );
+  } else {
+    nodes.push(element("p", "sure", "The base model was not asked here."));
+  }
+  if (tokens?.length) nodes.push(element("div", "tokens", ...tokens.map(tokenTable)));
+  return nodes;
+}
+
+function bar(share, mark = null) {
+  const made = element("div", "bar");
+  made.style.setProperty("--share", String(Math.min(Math.max(share, 0), 1)));
+  if (mark !== null && mark <= 1) {
+    made.classList.add("marked");
+    made.style.setProperty("--mark", String(mark));
+  }
+  return made;
+}
+
+function tokenTable(written) {
+  const { token, bytes, top_logprobs: others = [] } = written;
+  // Two tokens that are no whole characters can look the same.
+  const isWritten = (other) => other.token === token && String(other.bytes) === String(bytes);
+  const rows = others.map((other) => tokenRow(other, isWritten(other)));
+  if (!others.some(isWritten)) rows.push(tokenRow(written, true));
+  return element("table", "token", element("caption", "unseen", "Token and alternatives"), element("tbody", "", ...rows));
+}
+
+function tokenRow({ token, logprob }, isChosen) {
+  const share = Math.exp(logprob);
+  // Blanks are part of a token, and here they are to be seen.
+  const name = element("th", "", ...shown(token.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥")));
+  name.scope = "row";
+  return element("tr", isChosen ? "chosen" : "", name, element("td", "", bar(share)), element("td", "", percent(share)));
+}
