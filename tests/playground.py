@@ -22,7 +22,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from edge_nudge.server.pages import page_routes
 
@@ -199,7 +199,7 @@ def scripted_server() -> Iterator[ScriptedServer]:
             Route("/v1/models", server.models),
             Route("/v1/chat/completions", _Chat(server), methods=["POST"]),
         ]
-        with serving(Starlette(routes=routes), listener):
+        with serving(Starlette(routes=[*routes, Mount("/behind/proxy", routes=routes)]), listener):
             yield server
 
 

@@ -71,7 +71,7 @@ def test_words_are_shown_while_the_answer_is_written(server: ScriptedServer, vis
     tab = visit()
     tab.page.get_by_label("Your question").fill("Why?")
     tab.page.get_by_role("button", name="Send").click()
-    tab.page.get_by_text("sky").wait_for()
+    tab.page.locator(".word", has_text="sky").wait_for()
     assert tab.words == "The sky"
     assert tab.page.get_by_role("button", name="Stop").is_visible()
     assert not tab.page.get_by_role("button", name="Send").is_visible()
@@ -162,6 +162,25 @@ def test_the_parser_takes_every_cut_and_every_line_end(visit: Open) -> None:
     assert [json.loads(one) for one in events] == [['{"a": "ä👍"}', "no blank\ntwo\n", "[DONE]"]]
 
 
+def test_a_long_answer_is_laid_out_a_frame_at_a_time(server: ScriptedServer, visit: Open) -> None:
+    words = [(nudged if i % 4 == 0 else piece)(f" word{i}") for i in range(4000)]
+    server.script = answer(piece("\n", "nudging"), b"".join(words))
+    tab = visit()
+    tab.page.evaluate(
+        """() => {
+          window.n_changes = 0;
+          new MutationObserver(() => window.n_changes++).observe(document.getElementById("turns"), {
+            childList: true, subtree: true,
+          });
+        }"""
+    )
+    tab.ask("Why?")
+    tab.wait_until_answered()
+    assert tab.words == "\n" + "".join(f" word{i}" for i in range(4000))
+    assert tab.page.locator(".word[tabindex='0']").all_text_contents() == ["word0"]
+    assert tab.page.evaluate("() => window.n_changes") < 400
+
+
 # --- details of a word ---
 
 
@@ -174,7 +193,7 @@ def test_pointing_at_a_word_says_why_it_is_there(server: ScriptedServer, visit: 
     tab.page.get_by_text("blue", exact=True).hover()
     assert tip.locator("p").all_text_contents() == [
         "blue nudging model", "The base model was not sure enough here.",
-        "Base model's top-1 probability 21.0%, gamma 0.4",
+        "Base model's top-1 probability 21.0% gamma 0.4",
     ]  # fmt: skip
     tab.page.get_by_text("sky", exact=True).hover()
     assert "base model" in tip.inner_text()
@@ -319,7 +338,7 @@ def test_stop_closes_the_connection_and_keeps_what_is_there(server: ScriptedServ
     server.script = answer(nudged("Half"), threading.Event(), piece(" never"))
     tab = visit()
     tab.ask("Why?")
-    tab.page.get_by_text("Half").wait_for()
+    tab.page.locator(".word", has_text="Half").wait_for()
     assert not server.gone.is_set()
     tab.page.get_by_role("button", name="Stop").click()
     assert server.gone.wait(20)
@@ -355,7 +374,7 @@ def test_leaving_closes_the_connection(server: ScriptedServer, visit: Open, leav
     server.script = answer(nudged("Half"), threading.Event(), piece(" never"))
     tab = visit()
     tab.ask("Why?")
-    tab.page.get_by_text("Half").wait_for()
+    tab.page.locator(".word", has_text="Half").wait_for()
     if leave == "clear":
         tab.page.get_by_role("button", name="Clear").click()
     else:
@@ -371,7 +390,7 @@ def test_a_question_typed_meanwhile_waits(server: ScriptedServer, visit: Open) -
     server.script = answer(nudged("Half"), go, piece(" done."))
     tab = visit()
     tab.ask("Why?")
-    tab.page.get_by_text("Half").wait_for()
+    tab.page.locator(".word", has_text="Half").wait_for()
     tab.ask("Next?")
     go.set()
     tab.wait_until_answered()
@@ -479,6 +498,15 @@ def test_a_key_in_the_address_is_taken_and_removed(server: ScriptedServer, visit
     tab.wait_until_answered()
     assert server.headers[-1]["authorization"] == "Bearer a/b+c d"
     assert not any("a%2Fb" in address.partition("#")[0] for address in tab.asked)
+
+
+def test_behind_a_proxy_the_page_works_under_any_path(server: ScriptedServer, visit: Open) -> None:
+    tab = visit("behind/proxy/")
+    tab.page.locator("[data-state=ready]").wait_for()
+    tab.ask("Why?")
+    tab.wait_until_answered()
+    assert tab.words == SKY_TEXT
+    assert all(address.startswith(f"{server.url}/behind/proxy/") for address in tab.asked)
 
 
 def test_a_server_that_loads_is_waited_for(server: ScriptedServer, visit: Open) -> None:
@@ -652,10 +680,10 @@ def test_the_end_stays_in_sight_unless_the_reader_scrolls_away(server: ScriptedS
     tab = visit()
     left = "() => { const r = document.scrollingElement; return r.scrollHeight - r.scrollTop - r.clientHeight; }"
     tab.ask("Why?")
-    tab.page.get_by_text("line 59").wait_for()
+    tab.page.locator(".word", has_text="line 59").wait_for()
     assert tab.page.evaluate(left) < 2
     go.set()
-    tab.page.get_by_text("middle").wait_for()
+    tab.page.locator(".word", has_text="middle").wait_for()
     assert tab.page.evaluate(left) < 2
     tab.page.evaluate("() => scrollTo(0, 100)")
     on.set()

@@ -6,6 +6,7 @@
 // 2. The author of a word is its colour and its line; neither is the only sign.
 // 3. The words of an answer are one stop of the Tab key; arrow keys walk along them.
 // 4. Read aloud is whole sentences, not tokens.
+// 5. Words go onto the page once in a frame: each time costs a layout of the whole answer.
 
 // The set of the terminal: C0 but tab and newline, DEL, C1; separators; bidi embeddings, overrides and isolates;
 // invisible operators that no script needs; interlinear annotation; lone surrogates.
@@ -24,6 +25,8 @@ const REASONS = {
   agreed: "The base model's best token begins the nudging model's next word.",
   policy: "The rule lets this model write alone.",
 };
+
+const LONGEST_SENTENCE = 400; // characters; what has no sentences is read aloud in pieces
 
 const ENDINGS = {
   stop: "ended by itself",
@@ -68,11 +71,18 @@ export class Turn {
   gamma = null; // where the rule compares it with the top-1 probability; known in the end
   #written = { base: 0, nudging: 0 }; // tokens
   #spoken = "";
+  #fresh = document.createDocumentFragment(); // words that wait for the next frame
+  #frame = 0;
+  #hasStop = false; // of the Tab key
   #words;
   #totals;
+  #say;
+  #follow;
 
-  constructor(question, { say, copy }) {
-    this.say = say;
+  /** `say` reads a sentence aloud, `copy` takes this turn, `follow` makes a change of the page that adds to it. */
+  constructor(question, { say, copy, follow }) {
+    this.#say = say;
+    this.#follow = follow;
     this.#words = element("div", "words");
     this.#words.dir = "auto";
     this.#words.setAttribute("role", "group");
@@ -97,28 +107,39 @@ export class Turn {
     const word = element("span", "word");
     const [, before, core, after] = /^(\s*)(.*?)(\s*)$/s.exec(text);
     word.append(...shown(core));
-    if (nudge) {
+    if (nudge && core) {
       word.classList.add(nudge.author === "nudging" ? "nudging" : "base");
       pieces.set(word, { text, nudge, tokens, turn: this });
-      word.tabIndex = this.#words.querySelector(".word[tabindex]") ? -1 : 0;
+      word.tabIndex = this.#hasStop ? -1 : 0;
+      this.#hasStop = true;
     }
     // Blanks stay outside: a line under them would join words that are not joined.
-    this.#words.append(...shown(before), ...(core ? [word] : []), ...shown(after));
-    this.#speak(text);
+    this.#fresh.append(...shown(before), ...(core ? [word] : []), ...shown(after));
+    this.#frame ||= requestAnimationFrame(() => this.#show());
+  }
+
+  #show() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    this.#speak(this.#fresh.textContent);
+    this.#follow(() => this.#words.append(this.#fresh));
   }
 
   #speak(text, isLast = false) {
     this.#spoken += text;
-    const end = isLast ? this.#spoken.length : /^.*[.!?。！？:;\n](?=\s)/s.exec(this.#spoken)?.[0].length;
-    if (!end) return;
+    const { length } = this.#spoken;
+    const whole = isLast ? length : /^.*[.!?。！？:;\n](?=\s)/s.exec(this.#spoken)?.[0].length;
+    const end = whole ?? (length > LONGEST_SENTENCE ? length : 0);
+    if (end === 0) return;
     const sentence = this.#spoken.slice(0, end).trim();
     this.#spoken = this.#spoken.slice(end);
-    if (sentence) this.say(sentence);
+    if (sentence) this.#say(sentence);
   }
 
   /** Finish with what is known of the whole answer, and with the words of an error where there is one. */
   end(seen, error) {
     if (seen.nudge?.rule === "top_prob" && Number.isFinite(seen.nudge.gamma)) this.gamma = seen.nudge.gamma;
+    this.#show();
     this.#speak("", true);
     this.element.classList.remove("busy");
     this.element.removeAttribute("aria-busy");
@@ -252,11 +273,9 @@ function describe({ text, nudge, tokens, turn }) {
     element("p", "why", ...shown(REASONS[nudge.reason] ?? String(nudge.reason ?? "").replaceAll("_", " "))),
   ];
   if (Number.isFinite(nudge.top_prob)) {
-    const compared = turn.gamma === null ? "" : `, gamma ${turn.gamma}`;
-    nodes.push(
-      element("p", "sure", "Base model's top-1 probability ", element("b", "", percent(nudge.top_prob)), compared),
-      bar(nudge.top_prob, turn.gamma),
-    );
+    const sure = element("span", "", "Base model's top-1 probability ", element("b", "", percent(nudge.top_prob)));
+    const compared = turn.gamma === null ? [] : [" ", element("span", "", `gamma ${turn.gamma}`)];
+    nodes.push(element("p", "sure", sure, ...compared), bar(nudge.top_prob, turn.gamma));
   } else {
     nodes.push(element("p", "sure", "The base model was not asked here."));
   }

@@ -240,7 +240,7 @@ async function ask(question) {
   byId("blank").hidden = true;
   byId("spoken").replaceChildren();
   const controller = new AbortController();
-  const turn = new Turn(question, { say, copy });
+  const turn = new Turn(question, { say, copy, follow });
   turns.append(turn.element);
   setRunning(controller);
   document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
@@ -272,7 +272,7 @@ async function read(turn, body, signal, seen) {
     const text = choice?.delta?.content;
     if (text) {
       seen.firstWordMs ??= performance.now() - start;
-      follow(() => turn.add(text, chunk.nudge ?? null, choice.logprobs?.content ?? null));
+      turn.add(text, chunk.nudge ?? null, choice.logprobs?.content ?? null);
     }
     if (choice?.finish_reason) {
       seen.finishReason = choice.finish_reason;
