@@ -65,3 +65,24 @@ class FetchError(EdgeNudgeError):
 
     exit_code = 4
     http_status = 502
+
+
+class BusyError(EdgeNudgeError):
+    """The service cannot take this request now: the same request may succeed later."""
+
+    http_status = 503
+    retry_after_s: ClassVar[int] = 1
+
+
+class QueueFullError(BusyError):
+    """As many requests wait as may wait."""
+
+    http_status = 429
+
+
+class LoadingError(BusyError):
+    """The models are being loaded for the first time."""
+
+
+class StoppingError(BusyError):
+    """The service is stopping and takes nothing new."""
