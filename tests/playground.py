@@ -36,7 +36,8 @@ CHROMIUM_OPTIONS = (
 )
 TOTALS = {
     "rule": "top_prob", "gamma": 0.4, "lookahead": 1, "ratio_tokens": 0.3125, "ratio_chars": 0.41, "handoffs": 7,
-    "evaluated": {"base": {"prompt": 9}, "nudging": {"prompt": 12}},
+    "evaluated": {"base": {"prompt": 9}, "nudging": {"prompt": 12}}, "finish_reason": "stop", "finish_detail": "loop",
+    "stop_string": None, "seed": 2**53 - 1, "first_piece_s": 0.131, "total_s": 1.25,
 }  # fmt: skip
 TIMINGS = {"prompt_n": 9, "prompt_ms": 12.0, "predicted_n": 32, "predicted_ms": 1280.0, "predicted_per_second": 25.0}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 32, "total_tokens": 41}
@@ -111,7 +112,7 @@ class ScriptedServer:
     refusal: tuple[int, Any, Mapping[str, str]] | None = None
     key: str | None = None
     model: str = "demo"
-    is_loading: bool = False
+    trouble: str | None = None  # why it is not ready: "loading", "failed"
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
@@ -124,7 +125,9 @@ class ScriptedServer:
         return self.key is None or request.headers.get("authorization") == f"Bearer {self.key}"
 
     async def health(self, _request: Request) -> Response:
-        return JSONResponse({"status": "loading" if self.is_loading else "ok"}, 503 if self.is_loading else 200)
+        if self.trouble is None:
+            return JSONResponse({"status": "ok", "state": "ready"})
+        return JSONResponse({"error": {"message": f"the service is {self.trouble}", "code": self.trouble}}, 503)
 
     async def models(self, request: Request) -> Response:
         if not self.is_allowed(request):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import playground
 import pytest
+from cli_fakes import LONG, SHORT, text_of
 from playground import SKY, SKY_TEXT, ScriptedServer, Visit, answer, nudged, piece, scores
+from server_fakes import KEY, listening
+
+from edge_nudge.core.events import Role
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -119,11 +125,15 @@ def test_totals_are_those_of_the_last_chunk(server: ScriptedServer, visit: Open)
     tab = visit()
     tab.ask("Why?")
     tab.wait_until_answered()
-    first_word = next(part for part in tab.totals if part.startswith("first word"))
-    assert [part for part in tab.totals if part != first_word] == [
-        "nudging ratio 31.3% (41.0% of characters)", "7 handoffs", "gamma 0.4", "32 tokens", "25.0 tokens/s",
-        "ended by itself",
+    totals = [
+        "nudging ratio 31.3% (41.0% of characters)", "7 handoffs", "gamma 0.4", "32 tokens", "25.6 tokens/s",
+        "first word 0.13 s", "ended: it could only repeat itself",
     ]  # fmt: skip
+    assert tab.totals == totals
+    tab.page.get_by_label("Temperature").fill("0.5")
+    tab.ask("Why?")
+    tab.wait_until_answered()
+    assert tab.totals == [*totals[:-1], "seed 9007199254740991", totals[-1]]
 
 
 def test_any_cut_of_the_bytes_gives_the_same_answer(server: ScriptedServer, visit: Open) -> None:
@@ -510,10 +520,12 @@ def test_behind_a_proxy_the_page_works_under_any_path(server: ScriptedServer, vi
 
 
 def test_a_server_that_loads_is_waited_for(server: ScriptedServer, visit: Open) -> None:
-    server.is_loading = True
+    server.trouble = "failed"
     tab = visit(is_refusal_expected=True)
+    tab.page.get_by_text("the service is failed").wait_for()
+    server.trouble = "loading"
     tab.page.get_by_text("loading the models").wait_for()
-    server.is_loading = False
+    server.trouble = None
     tab.page.locator("[data-state=ready]").wait_for()
     assert tab.page.get_by_role("status").inner_text() == "demo"
 
@@ -689,3 +701,64 @@ def test_the_end_stays_in_sight_unless_the_reader_scrolls_away(server: ScriptedS
     on.set()
     tab.wait_until_answered()
     assert tab.page.evaluate("() => scrollY") == 100
+
+
+# --- the application itself ---
+
+
+def test_the_page_and_the_real_routes_understand_each_other(tmp_path: Path, browser: Browser) -> None:
+    with listening(tmp_path, script=SHORT) as served:
+        tab = Visit(browser.new_page(), is_refusal_expected=True)
+        tab.page.goto(f"http://127.0.0.1:{served.port}/")
+        dialog = tab.page.get_by_role("dialog")
+        dialog.wait_for()
+        dialog.get_by_label("Key", exact=True).fill(KEY)
+        tab.page.keyboard.press("Enter")
+        tab.page.get_by_role("status").get_by_text("fake", exact=True).wait_for()
+        for label, value in (
+            ("Max tokens", "50"),
+            ("Temperature", "0"),
+            ("Seed", "7"),
+            ("System message", "Be short."),
+        ):
+            tab.page.get_by_label(label).fill(value)
+        tab.page.get_by_role("slider", name="Gamma").fill("1")
+        tab.page.get_by_role("slider", name="Gamma").fill("0.5")
+        tab.page.get_by_label("alternatives of each token").check()
+        tab.ask("What colour is the sky?")
+        tab.wait_until_answered()
+        assert tab.page.get_by_role("alert").all_text_contents() == []
+        assert tab.words == text_of(SHORT)
+        nudging = [word for text, author in SHORT if author is Role.NUDGING for word in text.split()]
+        assert tab.page.locator(".word.nudging").all_text_contents() == nudging
+        assert tab.totals[0].startswith("nudging ratio ")
+        assert "gamma 0.5" in tab.totals
+        assert tab.totals[-1] == "ended by itself"
+        tab.page.locator(".word", has_text="blue").hover()
+        tip = tab.page.get_by_role("tooltip")
+        assert "not sure enough" in tip.inner_text()
+        assert tip.locator("tr.chosen").count() >= 1
+        tab.ask("And by night?")
+        tab.wait_until_answered()
+        assert tab.page.get_by_role("alert").all_text_contents() == []
+        assert tab.complaints == []
+        tab.page.close()
+
+
+def test_stop_ends_the_work_of_the_real_worker(tmp_path: Path, browser: Browser) -> None:
+    with listening(tmp_path, script=LONG, delay_s=0.01) as served:
+        tab = Visit(browser.new_page())
+        tab.page.goto(f"http://127.0.0.1:{served.port}/#key={KEY}")
+        tab.ask("Why?")
+        tab.page.locator(".word", has_text="word3").first.wait_for()
+        tab.page.get_by_role("button", name="Stop").click()
+        tab.wait_until_answered()
+        assert "stopped by you" in tab.totals
+        for _ in range(2000):
+            if served.worker.describe().job is None:
+                break
+            time.sleep(0.01)
+        assert served.worker.describe().job is None
+        assert not tab.words.endswith("word399")
+        assert tab.complaints == []
+        tab.page.close()

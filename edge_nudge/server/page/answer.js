@@ -26,13 +26,20 @@ const REASONS = {
   policy: "The rule lets this model write alone.",
 };
 
-const LONGEST_SENTENCE = 400; // characters; what has no sentences is read aloud in pieces
-
 const ENDINGS = {
-  stop: "ended by itself",
-  length: "cut at the limit",
-  cancelled: "stopped",
+  end_of_generation: "ended by itself",
+  control_token: "ended at a control token",
+  restart_guard: "ended where the base model ended",
+  stop_string: "ended at a stop string",
+  loop: "ended: it could only repeat itself",
+  max_tokens: "cut at max tokens",
+  base_context: "cut: the base model's context is full",
+  nudging_context: "cut: the nudging model's context is full",
+  max_turns: "cut at the most turns",
+  cancelled: "cancelled",
 };
+
+const LONGEST_SENTENCE = 400; // characters; what has no sentences is read aloud in pieces
 
 /** Make an element with text and children; strings become text nodes. */
 export function element(tag, className = "", ...children) {
@@ -138,7 +145,7 @@ export class Turn {
 
   /** Finish with what is known of the whole answer, and with the words of an error where there is one. */
   end(seen, error) {
-    if (seen.nudge?.rule === "top_prob" && Number.isFinite(seen.nudge.gamma)) this.gamma = seen.nudge.gamma;
+    if (seen.nudge?.rule === "top_prob" && is(seen.nudge.gamma)) this.gamma = seen.nudge.gamma;
     this.#show();
     this.#speak("", true);
     this.element.classList.remove("busy");
@@ -153,24 +160,29 @@ export class Turn {
   }
 }
 
-/** Say the totals of an answer; without the server's, which come with its end, those of what was shown. */
-function totalsOf({ nudge, timings, finishReason, firstWordMs, isStopped }, written) {
+/** Say the totals of an answer as the terminal does; what comes only with the end is missing where it was stopped. */
+function totalsOf({ nudge, timings, finishReason, firstWordMs, isStopped, isDrawn }, written) {
   const nWritten = written.base + written.nudging;
-  const { ratio_tokens: ratio, ratio_chars: ratioOfCharacters, handoffs, gamma } =
-    nudge ?? { ratio_tokens: nWritten ? written.nudging / nWritten : null };
-  const { predicted_n: nTokens = nWritten || null, predicted_per_second: rate } = timings ?? {};
-  const is = Number.isFinite;
-  const ofCharacters = is(ratioOfCharacters) ? ` (${percent(ratioOfCharacters)} of characters)` : "";
+  const ratio = nudge?.ratio_tokens ?? (nWritten ? written.nudging / nWritten : null);
+  const nTokens = timings?.predicted_n ?? (nWritten || null);
+  const rate = nudge?.total_s > 0 ? nTokens / nudge.total_s : timings?.predicted_per_second;
+  const firstWord = nudge?.first_piece_s ?? (firstWordMs === null ? null : firstWordMs / 1000);
+  const ofCharacters = is(nudge?.ratio_chars) ? ` (${percent(nudge.ratio_chars)} of characters)` : "";
+  const ending = ENDINGS[nudge?.finish_detail] ?? finishReason;
   return [
     is(ratio) && `nudging ratio ${percent(ratio)}${ofCharacters}`,
-    is(handoffs) && `${handoffs} handoff${handoffs === 1 ? "" : "s"}`,
-    is(gamma) && `gamma ${gamma}`,
-    is(nTokens) && `${nTokens} token${nTokens === 1 ? "" : "s"}`,
+    is(nudge?.handoffs) && counted(nudge.handoffs, "handoff"),
+    is(nudge?.gamma) && `gamma ${nudge.gamma}`,
+    is(nTokens) && counted(nTokens, "token"),
     is(rate) && `${rate.toFixed(1)} tokens/s`,
-    is(firstWordMs) && `first word ${(firstWordMs / 1000).toFixed(2)} s`,
-    isStopped ? "stopped by you" : finishReason && (ENDINGS[finishReason] ?? finishReason),
+    is(firstWord) && `first word ${firstWord.toFixed(2)} s`,
+    isDrawn && is(nudge?.seed) && `seed ${nudge.seed}`,
+    isStopped ? "stopped by you" : ending,
   ].filter(Boolean);
 }
+
+const is = Number.isFinite;
+const counted = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
 
 /** The box beside a word: pointing shows it, keyboard focus shows it, Escape closes it. */
 export class Details {
@@ -272,14 +284,16 @@ function describe({ text, nudge, tokens, turn }) {
     ),
     element("p", "why", ...shown(REASONS[nudge.reason] ?? String(nudge.reason ?? "").replaceAll("_", " "))),
   ];
-  if (Number.isFinite(nudge.top_prob)) {
+  if (is(nudge.top_prob)) {
     const sure = element("span", "", "Base model's top-1 probability ", element("b", "", percent(nudge.top_prob)));
     const compared = turn.gamma === null ? [] : [" ", element("span", "", `gamma ${turn.gamma}`)];
     nodes.push(element("p", "sure", sure, ...compared), bar(nudge.top_prob, turn.gamma));
   } else {
     nodes.push(element("p", "sure", "The base model was not asked here."));
   }
-  if (tokens?.length) nodes.push(element("div", "tokens", ...tokens.map(tokenTable)));
+  // The rest of a token whose beginning is in the word before has no score of its own.
+  const scored = (tokens ?? []).filter((token) => is(token.logprob) && (token.logprob !== 0 || token.top_logprobs?.length));
+  if (scored.length) nodes.push(element("div", "tokens", ...scored.map(tokenTable)));
   return nodes;
 }
 

@@ -131,8 +131,8 @@ async function meet() {
   if (isMeeting) return;
   isMeeting = true;
   try {
-    while (!(await isLoaded())) {
-      showStatus("loading the models", "loading");
+    for (let why = await whyNotReady(); why !== null; why = await whyNotReady()) {
+      showStatus(why, "loading");
       await new Promise((resolve) => setTimeout(resolve, LOADING_POLL_MS));
     }
     const { data } = await (await requestWithKey("v1/models")).json();
@@ -145,13 +145,13 @@ async function meet() {
   }
 }
 
-async function isLoaded() {
+async function whyNotReady() {
   try {
     await request("health");
-    return true;
+    return null;
   } catch (error) {
-    if (error.status === 503) return false;
-    throw error;
+    if (error.status !== 503) throw error;
+    return error.code === "loading" ? "loading the models" : error.message;
   }
 }
 
@@ -246,6 +246,7 @@ async function ask(question) {
   document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
 
   const seen = { nudge: null, timings: null, finishReason: null, firstWordMs: null, isStopped: false };
+  seen.isDrawn = number("temperature") > 0;
   let error = null;
   let isKeyMissing = false;
   try {

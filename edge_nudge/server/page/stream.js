@@ -8,10 +8,11 @@
 
 /** An answer of the server that is no success; `status` 0 where there was none. */
 export class ApiError extends Error {
-  constructor(message, { status = 0, retryAfter = null } = {}) {
+  constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
     super(message);
     this.name = "ApiError";
     this.status = status;
+    this.code = code;
     this.retryAfter = retryAfter;
   }
 }
@@ -115,15 +116,16 @@ function chunkOf(data) {
 async function refusal(response) {
   const { status } = response;
   const text = await response.text().catch(() => "");
-  let message = null;
+  let error = null;
   try {
-    message = inWords(JSON.parse(text).error);
+    ({ error } = JSON.parse(text));
   } catch {
     // Not an answer of the API: something in between.
   }
   const seconds = Number.parseInt(response.headers.get("retry-after") ?? "", 10);
-  return new ApiError(message ?? `The server answered ${status} ${response.statusText}`.trim() + ".", {
+  return new ApiError(inWords(error) ?? `The server answered ${status} ${response.statusText}`.trim() + ".", {
     status,
+    code: error?.code ?? null,
     retryAfter: Number.isFinite(seconds) ? seconds : null,
   });
 }
