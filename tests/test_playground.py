@@ -51,7 +51,7 @@ def visit(browser: Browser, server: ScriptedServer) -> Iterator[Open]:
     def open_page(fragment: str = "", *, is_refusal_expected: bool = False, **context: Any) -> Visit:
         settings = {"viewport": {"width": 1200, "height": 800}, **context}
         page = browser.new_context(**settings).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         visits.append(Visit(page, is_refusal_expected=is_refusal_expected))
         page.goto(f"{server.url}/{fragment}")
         return visits[-1]
@@ -351,7 +351,7 @@ def test_stop_closes_the_connection_and_keeps_what_is_there(server: ScriptedServ
     tab.page.locator(".word", has_text="Half").wait_for()
     assert not server.gone.is_set()
     tab.page.get_by_role("button", name="Stop").click()
-    assert server.gone.wait(20)
+    assert server.gone.wait(60)
     tab.wait_until_answered()
     assert tab.words == "Half"
     assert [part for part in tab.totals if not part.startswith("first word")] == [
@@ -370,7 +370,7 @@ def test_a_question_stopped_before_its_first_word_comes_back(server: ScriptedSer
     tab.ask("Why?")
     tab.page.get_by_role("button", name="Stop").click()
     tab.wait_until_answered()
-    assert server.gone.wait(20)
+    assert server.gone.wait(60)
     assert tab.totals == ["stopped by you"]
     assert tab.page.get_by_label("Your question").input_value() == "Why?"
     server.script = SKY
@@ -389,7 +389,7 @@ def test_leaving_closes_the_connection(server: ScriptedServer, visit: Open, leav
         tab.page.get_by_role("button", name="Clear").click()
     else:
         tab.page.close()
-    assert server.gone.wait(20)
+    assert server.gone.wait(60)
     if leave == "clear":
         assert tab.page.locator(".turn").count() == 0
         assert tab.page.get_by_role("button", name="Send").is_visible()
