@@ -26,6 +26,8 @@ from edge_nudge.server.served import Limits, Served
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+# No secrets there, nor in the pages, and needed before a key is known.
+_OPEN_PATHS = ("/health", "/docs", "/openapi.json")
 _METHODS = "GET, POST, OPTIONS"
 _ALLOWED_HEADERS = "authorization, content-type"
 
@@ -89,8 +91,8 @@ class Guard:
 
     def _is_let_in(self, scope: Scope, headers: _Headers) -> bool:
         key, path = self._served.key, scope["path"]
-        if key is None or scope["method"] == "OPTIONS" or path == "/health" or is_page(path):
-            return True  # no secrets there, and needed before a key is known
+        if key is None or scope["method"] == "OPTIONS" or path in _OPEN_PATHS or is_page(path):
+            return True
         kind, _, given = (headers.one("authorization") or "").partition(" ")
         return kind.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), key.encode())
 
