@@ -29,6 +29,7 @@ from edge_nudge.server.pages import page_routes
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
+WAIT_S = 60.0
 Step = bytes | threading.Event
 CHROMIUM_OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
@@ -108,7 +109,7 @@ class ScriptedServer:
     """What the server says, and what it was asked; `refusal` is answered instead of the script where there is one."""
 
     url: str
-    script: Sequence[Step] = ()
+    script: Sequence[Step] = field(default_factory=lambda: SKY)
     refusal: tuple[int, Any, Mapping[str, str]] | None = None
     key: str | None = None
     model: str = "demo"
@@ -260,3 +261,29 @@ class Visit:
     @property
     def totals(self) -> list[str]:
         return self.page.locator(".turn:last-child .totals .part").all_text_contents()
+
+
+Open = Callable[..., Visit]
+
+
+def visits(browser: Browser, server: ScriptedServer) -> Iterator[Open]:
+    """Make a fixture that opens the page of the scripted server.
+
+    In the end nothing may have left the origin, and nothing may have been complained about.
+    """
+    opened: list[Visit] = []
+
+    def open_page(address: str = "", *, is_refusal_expected: bool = False, **context: Any) -> Visit:
+        settings = {"viewport": {"width": 1200, "height": 800}, **context}
+        page = browser.new_context(**settings).new_page()
+        page.set_default_timeout(WAIT_S * 1000)
+        opened.append(Visit(page, is_refusal_expected=is_refusal_expected))
+        page.goto(f"{server.url}/{address}")
+        return opened[-1]
+
+    yield open_page
+    for one in opened:
+        assert one.asked
+        assert [address for address in one.asked if not address.startswith(f"{server.url}/")] == []
+        assert one.complaints == []
+        one.page.context.close()
