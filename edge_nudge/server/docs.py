@@ -26,7 +26,7 @@ def docs_page(schema: dict[str, Any]) -> str:
     """Return a page that lists every route with the fields of its body."""
     bodies = schema["components"]["schemas"]
     parts = [f"<h1>{escape(schema['info']['title'])} {escape(schema['info']['version'])}</h1>"]
-    parts.append('<p>The same as a schema: <a href="/openapi.json">/openapi.json</a></p>')
+    parts.append('<p>The same as a schema: <a href="openapi.json">openapi.json</a></p>')
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             parts.append(f"<h2><code>{escape(method.upper())} {escape(path)}</code></h2>")
@@ -34,8 +34,12 @@ def docs_page(schema: dict[str, Any]) -> str:
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
             if "$ref" in body:
                 parts.append(_fields(bodies[body["$ref"].rsplit("/", 1)[-1]]))
-    title = f"<title>{escape(schema['info']['title'])}</title>"
-    return f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<body>{"".join(parts)}</body></html>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(schema['info']['title'])}</title>"
+        '<link rel="icon" href="page/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="page/docs.css">'
+    )
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
 
 def _fields(body: dict[str, Any]) -> str:

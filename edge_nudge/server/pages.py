@@ -57,7 +57,8 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 
 def page_routes() -> list[Route]:
     """Return the routes of the playground, for `app.router.routes`; none of them is in the OpenAPI schema."""
-    return [_route(entry.name, entry.read_bytes()) for entry in files("edge_nudge.server").joinpath("page").iterdir()]
+    folder = files("edge_nudge.server").joinpath("page")
+    return [_route(file.name, file.read_bytes()) for file in folder.iterdir() if _kind(file.name) in CONTENT_TYPES]
 
 
 def is_page(path: str) -> bool:
@@ -65,9 +66,13 @@ def is_page(path: str) -> bool:
     return path == "/" or path.startswith("/page/")
 
 
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _route(name: str, content: bytes) -> Route:
     etag = f'"{sha256(content).hexdigest()[:32]}"'
-    content_type = CONTENT_TYPES[name.rpartition(".")[2]]
+    content_type = CONTENT_TYPES[_kind(name)]
 
     async def serve(request: Request) -> Response:
         headers = {**HEADERS, "etag": etag}
