@@ -5,7 +5,7 @@ stream.py, the pair behind the worker.
 
 1. Errors of every kind are OpenAI's error object; see faults.py.
 2. Nothing here waits for a model in the event loop.
-3. The schema is served at /openapi.json; pages.py has what a browser gets.
+3. The schema is served at /openapi.json; docs.py makes a page of it, pages.py has the playground.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from edge_nudge.errors import EdgeNudgeError
+from edge_nudge.server.docs import add_docs
 from edge_nudge.server.faults import Fault, JsonResponse, RequestError, fault_of, fault_of_validation
 from edge_nudge.server.guard import Guard
 from edge_nudge.server.jobs import chat_work, completion_work
 from edge_nudge.server.metrics import CONTENT_TYPE, Meter, make_meter
-from edge_nudge.server.pages import add_pages
+from edge_nudge.server.pages import page_routes
 from edge_nudge.server.served import Limits, Served
 from edge_nudge.server.shapes import ChatShape, TextShape
 from edge_nudge.server.stream import Reply
@@ -76,7 +77,8 @@ def make_app(worker: Worker, *, served: Served, limits: Limits | None = None) ->
     _add_completions(app, worker, served, limits, meter)
     _add_tokens(app, worker)
     _add_state(app, worker, served, meter)
-    add_pages(app)
+    add_docs(app)
+    app.router.routes.extend(page_routes())
     return Guard(app, served, limits)
 
 

@@ -21,12 +21,13 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_nudge.server.faults import Fault
+from edge_nudge.server.pages import is_page
 from edge_nudge.server.served import Limits, Served
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
-_OPEN_PATHS = ("/health", "/", "/docs", "/openapi.json")  # no secrets there, and needed before a key is known
-_OPEN_PREFIX = "/page/"
+# No secrets there, nor in the pages, and needed before a key is known.
+_OPEN_PATHS = ("/health", "/docs", "/openapi.json")
 _METHODS = "GET, POST, OPTIONS"
 _ALLOWED_HEADERS = "authorization, content-type"
 
@@ -90,7 +91,7 @@ class Guard:
 
     def _is_let_in(self, scope: Scope, headers: _Headers) -> bool:
         key, path = self._served.key, scope["path"]
-        if key is None or scope["method"] == "OPTIONS" or path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+        if key is None or scope["method"] == "OPTIONS" or path in _OPEN_PATHS or is_page(path):
             return True
         kind, _, given = (headers.one("authorization") or "").partition(" ")
         return kind.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), key.encode())

@@ -1,75 +1,84 @@
-"""What a browser gets: the playground, and a plain page made from the schema.
+"""The playground's files: what a browser gets at `/` and below `/page/`.
 
-Owns paths and headers of pages. Never ships anything that loads from elsewhere.
+Owns which files there are, their types and the headers that confine them. Never reads a path from a request, never
+answers for the API, and holds no secret: the page is there without a key, and asks the reader for it.
+
+1. A route stands for one file of the package, read once; any other path is no route.
+2. The page runs only what is served here: no inline script or style, no other origin, no frame around it, and no
+   text that becomes markup (trusted types).
+3. A browser asks again each time and is answered 304 where nothing changed: after an update it never runs old files.
 """
 
 from __future__ import annotations
 
-from html import escape
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files
+from types import MappingProxyType
 
-from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-FOLDER = Path(__file__).parent / "page"
-HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-}
-
-
-def add_pages(app: FastAPI) -> None:
-    """Serve `/` and `/page/` from the package, and `/docs` from the schema."""
-
-    @app.get("/", include_in_schema=False, response_model=None)
-    async def playground() -> Response:
-        file = FOLDER / "index.html"
-        if not file.is_file():
-            raise HTTPException(404, "Not Found")
-        return FileResponse(file, headers=HEADERS)
-
-    @app.get("/docs", include_in_schema=False, response_model=None)
-    async def docs() -> Response:
-        return HTMLResponse(docs_page(app.openapi()), headers=HEADERS)
-
-    if FOLDER.is_dir():
-        app.mount("/page", StaticFiles(directory=FOLDER), name="page")
-
-
-def docs_page(schema: dict[str, Any]) -> str:
-    """Return a page that lists every route with the fields of its body."""
-    bodies = schema["components"]["schemas"]
-    parts = [f"<h1>{escape(schema['info']['title'])} {escape(schema['info']['version'])}</h1>"]
-    parts.append('<p>The same as a schema: <a href="/openapi.json">/openapi.json</a></p>')
-    for path, operations in schema["paths"].items():
-        for method, operation in operations.items():
-            parts.append(f"<h2><code>{escape(method.upper())} {escape(path)}</code></h2>")
-            parts.append(f"<p>{escape(operation['summary'])}</p>")
-            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            if "$ref" in body:
-                parts.append(_fields(bodies[body["$ref"].rsplit("/", 1)[-1]]))
-    title = f"<title>{escape(schema['info']['title'])}</title>"
-    return f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<body>{"".join(parts)}</body></html>'
+START = "index.html"
+CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "html": "text/html; charset=utf-8",
+        "css": "text/css; charset=utf-8",
+        "js": "text/javascript; charset=utf-8",
+        "svg": "image/svg+xml",
+    }
+)
+HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "content-security-policy": "; ".join(
+            (
+                "default-src 'none'",
+                "script-src 'self'",
+                "style-src 'self'",
+                "img-src 'self'",
+                "connect-src 'self'",
+                "base-uri 'none'",
+                "form-action 'none'",
+                "frame-ancestors 'none'",
+                "require-trusted-types-for 'script'",
+                "trusted-types 'none'",
+            )
+        ),
+        "x-content-type-options": "nosniff",
+        # The key can come in the address; it is a fragment, which no browser sends, and nothing else is sent either.
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "cache-control": "no-cache",
+    }
+)
 
 
-def _fields(body: dict[str, Any]) -> str:
-    rows = []
-    for name, field in body["properties"].items():
-        needed = "needed" if name in body.get("required", ()) else ""
-        cells = (f"<code>{escape(name)}</code>", escape(_kind(field)), needed, escape(field.get("description", "")))
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table>{''.join(rows)}</table>"
+def page_routes() -> list[Route]:
+    """Return the routes of the playground, for `app.router.routes`; none of them is in the OpenAPI schema."""
+    folder = files("edge_nudge.server").joinpath("page")
+    return [_route(file.name, file.read_bytes()) for file in folder.iterdir() if _kind(file.name) in CONTENT_TYPES]
 
 
-def _kind(field: dict[str, Any]) -> str:
-    """Return the type of a field in a word or two; null, which means not given, is left out."""
-    if "anyOf" in field:
-        return " or ".join(dict.fromkeys(_kind(kind) for kind in field["anyOf"] if kind.get("type") != "null"))
-    if "$ref" in field:
-        return str(field["$ref"]).rsplit("/", 1)[-1]
-    if field.get("type") == "array":
-        return f"list of {_kind(field.get('items', {}))}"
-    return str(field.get("type", "any"))
+def is_page(path: str) -> bool:
+    """Tell whether a request path is the playground's and needs no key."""
+    return path == "/" or path.startswith("/page/")
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _route(name: str, content: bytes) -> Route:
+    etag = f'"{sha256(content).hexdigest()[:32]}"'
+    content_type = CONTENT_TYPES[_kind(name)]
+
+    async def serve(request: Request) -> Response:
+        headers = {**HEADERS, "etag": etag}
+        known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
+        if etag in known:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers={**headers, "content-type": content_type})
+
+    return Route("/" if name == START else f"/page/{name}", serve, methods=["GET"], name=f"page {name}")
