@@ -131,6 +131,15 @@ def test_a_completion_keeps_the_blank_it_begins_with() -> None:
     raise AssertionError("no prompt goes on with a blank")
 
 
+def test_no_blank_comes_between_ids_and_answer() -> None:
+    with make_pair(ToyVocabulary((" the", " cat", "ing"), space_prefix=True)) as pair:
+        view = Continuation(prompt_of(pair, [9, 8]), pair.base)
+        for answer in (b"ing the cat", b" the", b"s", b"\x01a", b"\na"):
+            ids, _ = view.ids(answer)
+            assert ids[:2] == [9, 8]
+            assert b"".join(pair.base.piece(token) for token in ids[2:]) == answer
+
+
 @pytest.mark.parametrize("vocabulary", [BASE_VOCABULARY, SPM_VOCABULARY], ids=["plain", "space prefix"])
 def test_the_decoder_equals_the_reference_behind_ids(vocabulary: ToyVocabulary) -> None:
     for number in range(8000, 8030):
