@@ -101,7 +101,7 @@ class World:
 class Answer:
     """What an answer comes down to."""
 
-    units: list[tuple[Role, str, float | None, str, int]] = field(default_factory=list)
+    units: list[tuple[Role, str, float | None, str, int, bytes | None]] = field(default_factory=list)
     detail: str = ""
     stop_string: str | None = None
 
@@ -114,15 +114,17 @@ def decoded(events: list[Event]) -> Answer:
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert not any(isinstance(event, Finished) for event in events[:-1])
-    units = [(e.author, e.text, e.top_prob, e.reason.value, e.n_tokens) for e in events if isinstance(e, Piece)]
+    units = [
+        (e.author, e.text, e.top_prob, e.reason.value, e.n_tokens, e.instead) for e in events if isinstance(e, Piece)
+    ]
     return Answer(units, finished.detail.value, finished.stop_string)
 
 
 def referred(reference: Reference) -> Answer:
     detail = reference.run()
 
-    def flat(unit: Unit) -> tuple[Role, str, float | None, str, int]:
-        return unit.author, unit.data.decode(), unit.top_prob, unit.reason.value, len(unit.token_starts)
+    def flat(unit: Unit) -> tuple[Role, str, float | None, str, int, bytes | None]:
+        return unit.author, unit.data.decode(), unit.top_prob, unit.reason.value, len(unit.token_starts), unit.instead
 
     return Answer([flat(unit) for unit in reference.units], detail.value, reference.stop_string)
 

@@ -30,6 +30,7 @@ class Unit:
     token_starts: tuple[int, ...]  # offsets into data, ascending
     top_prob: float | None
     reason: HandoffReason
+    instead: bytes | None = None  # as in Piece
 
     def cut(self, n_bytes: int) -> Unit:
         """Return the first `n_bytes` bytes, with the tokens that begin in them."""
@@ -132,7 +133,14 @@ class Transcript:
             unit = self._waiting.popleft()
             self._n_shown += len(unit.data)
             pieces.append(
-                Piece(unit.data.decode("utf-8"), unit.author, unit.top_prob, unit.reason, len(unit.token_starts))
+                Piece(
+                    unit.data.decode("utf-8"),
+                    unit.author,
+                    unit.top_prob,
+                    unit.reason,
+                    len(unit.token_starts),
+                    instead=unit.instead,
+                )
             )
         return pieces
 
