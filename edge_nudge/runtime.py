@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt
 from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
 from edge_nudge.core.schedule import Schedule
-from edge_nudge.core.session import Session
+from edge_nudge.core.session import NativeCall, Session
 from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
 from edge_nudge.core.writer import Writer
 from edge_nudge.errors import InputError
@@ -169,6 +170,11 @@ class Pair:
         decoder.check()
         self._answer = Answer(decoder.run(), cancel)
         return self._answer
+
+    def watch(self, listener: Callable[[Role, NativeCall], None] | None) -> None:
+        """Tell `listener` about each native call of the answers, in the thread that answers; None ends it."""
+        for role, session in self._sessions.items():
+            session.on_call = None if listener is None else partial(listener, role)
 
     def forget(self) -> None:
         """Drop both caches, so that the next request starts cold; ends an answer that is under way."""
