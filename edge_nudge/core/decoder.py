@@ -290,7 +290,7 @@ class Decoder:
         instead: bytes | None,
     ) -> Unit:
         data, token_starts = draft.take(size)
-        return Unit(role, data, token_starts, top_prob, reason, instead)
+        return Unit(role, data, token_starts, top_prob, reason, instead=instead)
 
     def _accept(self, unit: Unit) -> Outcome | None:
         """Add a unit to the answer, within the token limit; return what follows, or None to go on."""

@@ -252,7 +252,7 @@ class Reference:
 
     def accept(self, role: Role, draft: Draft, size: int, reason: HandoffReason, top_prob: float | None) -> None:
         data, token_starts = draft.take(size)
-        unit = Unit(role, data, token_starts, top_prob, reason, self.instead)
+        unit = Unit(role, data, token_starts, top_prob, reason, instead=self.instead)
         self.instead = None
         is_last = False
         if self.request.max_tokens is not None:
