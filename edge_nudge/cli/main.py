@@ -20,7 +20,7 @@ import click
 
 from edge_nudge.cli import streams
 from edge_nudge.cli.interrupts import exit_code
-from edge_nudge.cli.render import one_line, visible
+from edge_nudge.core.visible import one_line, visible
 from edge_nudge.errors import EdgeNudgeError, FetchError
 from edge_nudge.version import __version__
 
