@@ -1,0 +1,79 @@
+"""Files that a user names for output: they appear whole under their name.
+
+Owns where the bytes are until then. Never decides what is written.
+
+1. Text goes to NAME.PID.part in the same folder, at once and unbuffered: whatever ends the process, a file that was
+   there before is whole, and what was written so far can be read under the name of the part.
+2. What could be written in part only (a full disk) is taken back to the text before it.
+3. `keep` gives the part its name in one step; `discard` leaves the former file as it was.
+4. A link stays a link. What is no regular file (a pipe, /dev/null) is written directly, never replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from edge_nudge.report.records import TraceError
+
+
+class Output:
+    """One output file. Raises TraceError where it cannot be made or written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._target = Path(os.path.realpath(path))
+        self._is_direct = self._target.exists() and not self._target.is_file()
+        name = self._target.name
+        self._part = self._target if self._is_direct else self._target.with_name(f"{name}.{os.getpid()}.part")
+        self._n_bytes = 0
+        try:
+            self._file = self._part.open("wb", buffering=0)
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def write(self, text: str) -> None:
+        """Write all of the text at once."""
+        data = memoryview(text.encode("utf-8"))
+        n_bytes = self._n_bytes + len(data)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            if not self._is_direct:
+                with suppress(OSError):
+                    self._file.truncate(self._n_bytes)
+            raise self._cannot(error) from None
+        self._n_bytes = n_bytes
+
+    def keep(self) -> None:
+        """Let the file appear under its name, with what was written so far; nothing follows."""
+        try:
+            if not self._is_direct:
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if not self._is_direct:
+                os.replace(self._part, self._target)
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def discard(self) -> None:
+        """Leave no file behind."""
+        self._file.close()
+        if not self._is_direct:
+            self._part.unlink(missing_ok=True)
+
+    def _cannot(self, error: OSError) -> TraceError:
+        return TraceError(f"{self.path} cannot be written: {error.strerror or error}")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises TraceError."""
+    output = Output(path)
+    try:
+        output.write(text)
+    except BaseException:
+        output.discard()
+        raise
+    output.keep()
