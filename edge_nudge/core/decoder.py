@@ -87,6 +87,8 @@ class Decoder:
         self._nudging = nudging
         self._params = request.nudge
         self._max_tokens = request.max_tokens
+        self._is_scored = request.logprobs is not None
+        self._drops_lead = request.raw_prompt is None  # a plain completion keeps the blanks it begins with
         self._policy = make_policy(request.nudge)
         self._transcript = Transcript(
             [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
@@ -149,7 +151,7 @@ class Decoder:
             return CONTEXT_FULL[Role.NUDGING]
         if turn.reason in (HandoffReason.BASE_END, HandoffReason.LOOP) and self._is_finished():
             return End(FinishReason.STOP, FinishDetail.RESTART_GUARD)
-        opens_answer = len(self._transcript) == 0
+        opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(overlap, opens_answer=opens_answer)
         top_prob, probe, instead = turn.top_prob, None, turn.instead
         while True:
@@ -199,7 +201,7 @@ class Decoder:
                 if draft.can_take(piece):
                     break
                 banned.append(token)  # no text can come of it: the next best one
-            draft.push(piece)
+            draft.push(piece, nudging.score(token) if self._is_scored else None)
             nudging.pending = token
         return None
 
@@ -239,7 +241,7 @@ class Decoder:
     def _base_turn(self, turn: Turn) -> Steps:
         base = self._base
         token, top_prob, instead = turn.token, turn.top_prob, turn.instead
-        opens_answer = len(self._transcript) == 0
+        opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(turn.overlap, opens_answer=opens_answer)
         while True:
             if base.is_eog(token):
@@ -247,7 +249,7 @@ class Decoder:
             piece = base.piece(token)
             if not piece or not draft.can_take(piece):
                 return self._to_nudging(HandoffReason.UNUSABLE, top_prob, piece)
-            draft.push(piece)
+            draft.push(piece, base.score(token) if self._is_scored else None)
             if size := draft.whole_size():
                 if opens_answer:
                     base.add_lead(draft.n_lead)
@@ -289,8 +291,8 @@ class Decoder:
         top_prob: float | None,
         instead: bytes | None,
     ) -> Unit:
-        data, token_starts = draft.take(size)
-        return Unit(role, data, token_starts, top_prob, reason, instead=instead)
+        data, token_starts, tokens = draft.take(size)
+        return Unit(role, data, token_starts, top_prob, reason, tokens, instead)
 
     def _accept(self, unit: Unit) -> Outcome | None:
         """Add a unit to the answer, within the token limit; return what follows, or None to go on."""
