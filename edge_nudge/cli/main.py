@@ -26,7 +26,11 @@ from edge_nudge.version import __version__
 
 PROGRAM = "edge-nudge"
 CLOSED_PIPE = 141
-COMMANDS = {"run": "edge_nudge.cli.run:run", "bench": "edge_nudge.cli.bench:bench"}
+COMMANDS = {
+    "run": "edge_nudge.cli.run:run",
+    "report": "edge_nudge.cli.report:report",
+    "bench": "edge_nudge.cli.bench:bench",
+}
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 
 EPILOG = """\b
