@@ -73,6 +73,12 @@ class Word:
         return None if self.piece.instead is None else _text(self.piece.instead)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether the other model would have written the same, or begun to."""
+        instead = (self.instead or "").strip()
+        return instead != "" and (self.core.startswith(instead) or instead.startswith(self.core or instead))
+
+    @property
     def title(self) -> str:
         """The same as the card says, for a reader without the script."""
         lines = [f"{AUTHORS[self.piece.author]} · {percent(self.prob)} · {REASONS[self.piece.reason]}"]
@@ -129,7 +135,7 @@ def render_page(trace: Trace) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(shown=_shown, cell=_cell, percent=percent, count=count, spoken=spoken)
+    environment.filters.update(shown=_shown, cell=_cell, flat=_flat, percent=percent, count=count, spoken=spoken)
     environment.filters.update(seconds=figures.seconds, line=one_line)
     environment.globals.update(authors=AUTHORS, reasons=REASONS, causes=CAUSES)
     return environment.from_string(_asset("report.html"))
@@ -137,7 +143,7 @@ def _template() -> Template:
 
 @cache
 def _asset(name: str) -> str:
-    return files("edge_nudge.report").joinpath("page", name).read_text(encoding="utf-8").replace("\r\n", "\n")
+    return files("edge_nudge.report").joinpath("page").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
 def _hash(text: str) -> str:
@@ -157,17 +163,20 @@ def _shown(text: str) -> Markup:
 
 
 def _cell(text: str) -> Markup:
-    """Escape a text for a line of a table: newlines, tabs and blanks at its ends are marked."""
+    """Escape a token for a line of a table: newlines, tabs and blanks at its ends are marked."""
     core = text.strip(" ")
     n_lead = len(text) - len(text.lstrip(" ")) if core else len(text)
     n_tail = len(text) - n_lead - len(core)
-    shown = (
-        _shown(core)
-        .replace("\n", Markup('<span class="ws">⏎</span>'))
-        .replace("\t", Markup('<span class="ws">⇥</span>'))
-    )
-    blank = Markup('<span class="ws">·</span>')
-    return Markup("{}{}{}").format(blank * n_lead, shown, blank * n_tail)
+    return Markup("{}{}{}").format(_sign("·") * n_lead, _flat(core), _sign("·") * n_tail)
+
+
+def _flat(text: str) -> Markup:
+    """Escape a text for a line of a table: newlines and tabs are marked, blanks stay."""
+    return _shown(text).replace("\n", _sign("⏎")).replace("\t", _sign("⇥"))
+
+
+def _sign(sign: str) -> Markup:
+    return Markup('<span class="ws">{}</span>').format(sign)
 
 
 def _text(spelled: Spelled) -> str:

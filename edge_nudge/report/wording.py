@@ -16,7 +16,7 @@ REASONS = {
     HandoffReason.LOOP: "the base model repeated itself; the repetition was dropped",
     HandoffReason.UNUSABLE: "the base model's token was no text",
     HandoffReason.CONFIDENT: "the base model is sure",
-    HandoffReason.AGREED: "the base model's best token begins the nudging model's next word",
+    HandoffReason.AGREED: "both models agree on the next word",
     HandoffReason.POLICY: "the rule lets only this model write",
 }
 
@@ -50,9 +50,11 @@ def percent(prob: float | None) -> str:
     if prob is None:
         return "not known"
     share = min(100.0, max(0.0, prob * 100))
-    if 1 <= share < 99.5 or share in (0.0, 100.0):
+    if 0.95 <= share < 99.5 or share in (0.0, 100.0):
         return f"{share:.0f} %"
-    return f"{share:.1f} %" if 0.1 <= share < 99.95 else ("< 0.1 %" if share < 0.1 else "> 99.9 %")
+    if share < 0.1:
+        return "< 0.1 %"
+    return f"{share:.1f} %" if share < 99.95 else "> 99.9 %"
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

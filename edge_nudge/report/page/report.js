@@ -111,7 +111,7 @@
   }
 
   const theme = byId("theme");
-  const themes = { automatic: "", light: "light", dark: "dark" };
+  const themes = { auto: "", light: "light", dark: "dark" };
   function changeTheme() {
     const names = Object.keys(themes);
     const shown = names.find((name) => themes[name] === (document.documentElement.dataset.theme ?? ""));
