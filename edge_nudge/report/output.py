@@ -23,12 +23,12 @@ class Output:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._target = Path(os.path.realpath(path))
-        self._is_direct = self._target.exists() and not self._target.is_file()
-        name = self._target.name
-        self._part = self._target if self._is_direct else self._target.with_name(f"{name}.{os.getpid()}.part")
         self._n_bytes = 0
         try:
+            self._is_direct = path.exists() and not path.is_file()
+            self._target = path if self._is_direct else Path(os.path.realpath(path))
+            name = self._target.name
+            self._part = self._target if self._is_direct else self._target.with_name(f"{name}.{os.getpid()}.part")
             self._file = self._part.open("wb", buffering=0)
         except OSError as error:
             raise self._cannot(error) from None

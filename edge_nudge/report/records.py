@@ -260,7 +260,7 @@ def _explain(name: str, n_line: int, line: bytes, error: ValidationError) -> str
         if not line.endswith(b"\n") and n_line > 1:
             return f"{where} is cut off: remove this line to see what stands before it"
         return f"{where} is no JSON ({_short(items[0]['msg'])}): this is no trace of edge-nudge"
-    if kind in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
+    if not items[0]["loc"]:
         return f"{where} is no record of a trace ({_short(items[0]['msg'])})"
     if any(item["loc"][-1:] == ("format_version",) for item in items):
         return f"{where}: edge-nudge {__version__} reads traces of format {FORMAT_VERSION}, this is another: update it"

@@ -11,11 +11,11 @@ AUTHORS = {Role.BASE: "base model", Role.NUDGING: "nudging model"}
 
 REASONS = {
     HandoffReason.OPENING: "it opens the answer",
-    HandoffReason.UNSURE: "the base model was unsure",
+    HandoffReason.UNSURE: "base model unsure",
     HandoffReason.BASE_END: "the base model ended its text here",
     HandoffReason.LOOP: "the base model repeated itself; the repetition was dropped",
     HandoffReason.UNUSABLE: "the base model's token was no text",
-    HandoffReason.CONFIDENT: "the base model is sure",
+    HandoffReason.CONFIDENT: "base model sure",
     HandoffReason.AGREED: "both models agree on the next word",
     HandoffReason.POLICY: "the rule lets only this model write",
 }
