@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -222,6 +221,8 @@ def test_what_was_recorded_survives_a_signal(signum: int, tmp_path: Path) -> Non
 @contextmanager
 def file_limit(n_bytes: int) -> Iterator[None]:
     """Let no file grow further, as on a full disk."""
+    import resource  # of POSIX
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:

@@ -85,7 +85,8 @@ class Word:
         if self.piece.top_prob is not None:
             lines.append(f"the base model's best token here: {percent(self.piece.top_prob)}")
         if self.instead is not None:
-            lines.append(f"the {AUTHORS[self.piece.author.other]} instead: {one_line(self.instead) or '(no text)'}")
+            instead = one_line(self.instead.strip(" ") or self.instead) or "(no text)"
+            lines.append(f"the {AUTHORS[self.piece.author.other]} instead: {instead}")
         return "\n".join(lines)
 
 
