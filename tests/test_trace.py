@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +382,38 @@ def test_whatever_becomes_of_the_bytes_there_is_a_page_or_one_line(
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert render_page(trace)
+
+
+# --- the demo pair
+
+
+@pytest.mark.native
+@pytest.mark.demo
+def test_a_trace_of_the_demo_pair(demo_paths: tuple[Path, Path], tmp_path: Path) -> None:
+    from edge_nudge.core.request import build_request
+    from edge_nudge.runtime import PairSpec, load_pair
+
+    request = build_request("Why is the sky blue?", gamma=0.4, max_tokens=24, stop=["\n\n\n\n"])
+    with load_pair(PairSpec(*demo_paths, name="demo"), ctx_size=512) as pair:
+        plain = [event for event in pair.answer(request) if isinstance(event, Piece)]
+        pair.forget()
+        with TraceWriter(tmp_path / "t.jsonl") as writer:
+            list(writer.follow(pair, pair.answer(traced(request)), request, about=PAIR, load_s=0.0))
+    trace = read_trace(tmp_path / "t.jsonl")
+    # Recording changes nothing.
+    assert [(piece.text, piece.author) for piece in trace.pieces] == [(piece.text, piece.author) for piece in plain]
+    assert b"".join(raw(token) for piece in trace.pieces for token in piece.tokens).decode() == trace.text
+    assert all(token.logprob is not None and len(token.top) >= 5 for piece in trace.pieces for token in piece.tokens)
+    asked = [piece for piece in trace.pieces if piece.author is Role.NUDGING and piece.reason.value == "unsure"]
+    assert asked
+    assert all(piece.instead is not None for piece in asked)
+    assert_calls_add_up(trace)
+    assert isinstance(trace.end, FinishedRecord)
+    calls = sorted(trace.calls, key=lambda call: call.start_s)
+    assert all(first.end_s <= second.start_s for first, second in pairwise(calls))
+    assert calls[-1].end_s <= trace.end.totals.total_s + 0.1
+    usage = trace.end.totals.usage()
+    for role in Role:
+        native_s = sum(call.end_s - call.start_s for call in trace.calls if call.model is role)
+        assert native_s == pytest.approx(usage.of(role).native_s)
+    assert render_page(trace)

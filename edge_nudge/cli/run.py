@@ -96,18 +96,16 @@ def _answer(
     trace: TraceWriter | None,
 ) -> None:
     opening.tell_notes(pair, values)
+    if trace is not None:
+        from edge_nudge.report.trace import traced
+    answer = pair.answer(request if trace is None else traced(request))
     warnings = opening.warnings(pair, values)
     about: dict[str, Any] = {}
     if values["as_json"] or trace is not None:
         with interrupts.at_once():  # a large file is read for its hash, once
             about = pair_document(pair)
-    if trace is None:
-        answer = pair.answer(request)
-    else:
-        from edge_nudge.report.trace import traced
-
-        recorded = pair.answer(traced(request))
-        answer = trace.follow(pair, recorded, request, about=about, load_s=load_s, warnings=warnings)
+    if trace is not None:
+        answer = trace.follow(pair, answer, request, about=about, load_s=load_s, warnings=warnings)
     if values["as_json"]:
         pieces: list[Piece] = []
         finished = _follow(answer, pieces.append, interrupts)
