@@ -219,6 +219,19 @@ def test_what_was_recorded_survives_a_signal(signum: int, tmp_path: Path) -> Non
         assert "was stopped before" in render_page(trace)
 
 
+@POSIX
+@pytest.mark.process
+def test_a_signal_while_models_load_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("cli_fakes.py")), "stuck", "0", "run", "-m", "a"]
+    command += ["--nudge", "b", "--trace", str(tmp_path / "t.jsonl"), "hi"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == b"loading\n"
+        child.send_signal(signal.SIGINT)
+    assert child.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 @contextmanager
 def file_limit(n_bytes: int) -> Iterator[None]:
     """Let no file grow further, as on a full disk."""

@@ -11,25 +11,32 @@ Owns where the bytes are until then. Never decides what is written.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from edge_nudge.report.records import TraceError
 
 
 class Output:
-    """One output file. Raises TraceError where it cannot be made or written."""
+    """One output file; nothing is there before the first write. Raises TraceError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._n_bytes = 0
+        self._file: FileIO | None = None
         try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._is_direct = path.exists() and not path.is_file()
             self._target = path if self._is_direct else Path(os.path.realpath(path))
             name = self._target.name
             self._part = self._target if self._is_direct else self._target.with_name(f"{name}.{os.getpid()}.part")
-            self._file = self._part.open("wb", buffering=0)
+            if not self._is_direct:
+                self._part.touch()
+                self._part.unlink()
         except OSError as error:
             raise self._cannot(error) from None
 
@@ -38,10 +45,11 @@ class Output:
         data = memoryview(text.encode("utf-8"))
         n_bytes = self._n_bytes + len(data)
         try:
+            file = self._file = self._file or FileIO(self._part, "w")
             while data:
-                data = data[self._file.write(data) :]
+                data = data[file.write(data) :]
         except OSError as error:
-            if not self._is_direct:
+            if self._file is not None and not self._is_direct:
                 with suppress(OSError):
                     self._file.truncate(self._n_bytes)
             raise self._cannot(error) from None
@@ -49,6 +57,8 @@ class Output:
 
     def keep(self) -> None:
         """Let the file appear under its name, with what was written so far; nothing follows."""
+        self.write("")
+        assert self._file is not None, "write opens it"
         try:
             if not self._is_direct:
                 os.fsync(self._file.fileno())
@@ -60,9 +70,10 @@ class Output:
 
     def discard(self) -> None:
         """Leave no file behind."""
-        self._file.close()
-        if not self._is_direct:
-            self._part.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            if not self._is_direct:
+                self._part.unlink(missing_ok=True)
 
     def _cannot(self, error: OSError) -> TraceError:
         return TraceError(f"{self.path} cannot be written: {error.strerror or error}")
