@@ -287,7 +287,7 @@ def _usage(trace: Trace) -> Usage:
         for cause, n_tokens in call.evaluated.items():
             model.evaluated[cause] += n_tokens
     usage.n_handoffs = len(trace.handoffs)
-    times = [*(piece.at_s for piece in trace.pieces), *(call.end_s for call in trace.calls)]
+    times = [event.at_s for event in (*trace.pieces, *trace.handoffs)] + [call.end_s for call in trace.calls]
     usage.first_piece_s = trace.pieces[0].at_s if trace.pieces else None
     usage.total_s = max(times, default=0.0)
     return usage

@@ -3,6 +3,13 @@
   const byId = (id) => document.getElementById(id);
   const card = byId("card");
   const words = [...document.querySelectorAll("#words .w")];
+  const parts = new Map();
+  for (const element of document.querySelectorAll("[data-n]")) {
+    const n = Number(element.dataset.n);
+    if (!parts.has(n)) parts.set(n, []);
+    parts.get(n).push(element);
+  }
+  let marked = [];
   let current = -1;
   let isPinned = false;
 
@@ -57,8 +64,9 @@
   }
 
   function mark(n) {
-    for (const element of document.querySelectorAll(".on")) element.classList.remove("on");
-    for (const element of document.querySelectorAll(`[data-n="${n}"]`)) element.classList.add("on");
+    for (const element of marked) element.classList.remove("on");
+    marked = parts.get(n) ?? [];
+    for (const element of marked) element.classList.add("on");
   }
 
   function show(n, element) {
