@@ -257,6 +257,15 @@ def test_the_trace_is_never_overwritten(invoke: Invoke, trace_file: Path, tmp_pa
     assert html.read_bytes() == before
 
 
+def test_what_is_no_page_is_never_replaced(invoke: Invoke, trace_file: Path) -> None:
+    page = trace_file.with_suffix(".html")
+    page.write_text("<!DOCTYPE html>\n<p>my own")
+    assert "is there already and is no page of a trace" in invoke("report", str(trace_file)).error
+    assert page.read_text() == "<!DOCTYPE html>\n<p>my own"
+    page.unlink()
+    assert [invoke("report", str(trace_file)).code for _ in range(2)] == [0, 0]
+
+
 @pytest.mark.parametrize("name", ["missing.jsonl", ".", "/", ""])
 def test_what_cannot_be_read_is_one_line(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -269,14 +278,15 @@ def test_what_cannot_be_read_is_one_line(
 
 def test_a_bad_trace_leaves_the_former_page(invoke: Invoke, trace_file: Path, tmp_path: Path) -> None:
     page = trace_file.with_suffix(".html")
-    page.write_text("former")
+    page.write_text(render_page(read_trace(trace_file)), encoding="utf-8")
+    former = page.read_bytes()
     trace_file.write_bytes(trace_file.read_bytes()[:-9])
     ended = invoke("report", str(trace_file))
     assert (ended.code, ended.error) == (
         2,
         "error: t.jsonl, line 13 is cut off: remove this line to see what stands before it",
     )
-    assert page.read_text() == "former"
+    assert page.read_bytes() == former
     assert (
         "cannot be written" in invoke("report", str(write_lines(trace_file, small_lines())), "-o", str(tmp_path)).error
     )

@@ -26,12 +26,15 @@ from edge_nudge.report import records
 from edge_nudge.report.output import Output, write_output
 from edge_nudge.report.page import render_page
 from edge_nudge.report.records import FailedRecord, FinishedRecord, Trace, TraceError, read_trace
-from edge_nudge.report.trace import N_ALTERNATIVES, TraceWriter, traced
+from edge_nudge.report.trace import N_ALTERNATIVES, TRACE, TraceWriter, traced
 from edge_nudge.runtime import Answer
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="pipes, links and signals of POSIX")
 
 invoke = pytest.fixture(invoker)
+
+
+FORMER = '{"type": "header"}\n'
 
 
 class WatchedWorld:
@@ -169,13 +172,13 @@ def test_an_error_keeps_what_there_is(invoke: Invoke, files: tuple[str, ...], tm
 
 def test_a_pair_that_does_not_load_leaves_the_former_trace(invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text("former")
+    path.write_text(FORMER)
 
     def load(*_: Any, **__: Any) -> Any:
         raise TraceError("no such pair")
 
     assert invoke("run", "-m", "a", "--nudge", "b", "--trace", str(path), "hi", load=load).code == 2
-    assert path.read_text() == "former"
+    assert path.read_text() == FORMER
     assert {file.name for file in tmp_path.iterdir()} <= {"t.jsonl", "cache"}
 
 
@@ -187,12 +190,24 @@ def test_a_place_that_cannot_be_written_is_found_before_loading(invoke: Invoke, 
     assert ended.error.startswith(f"error: {path} cannot be written: ")
 
 
+def test_what_is_no_trace_is_never_replaced(invoke: Invoke, tmp_path: Path) -> None:
+    model = tmp_path / "base.gguf"
+    model.write_bytes(b"GGUF\x03")
+    ended = invoke("run", "-m", "a", "--nudge", "b", "--trace", str(model), "hi", load=no_load)
+    assert (ended.code, ended.error) == (
+        2,
+        f"error: {model} is there already and is no trace: name another file",
+    )
+    assert model.read_bytes() == b"GGUF\x03"
+    assert list(tmp_path.glob("*.part")) == []
+
+
 @POSIX
 @pytest.mark.process
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_what_was_recorded_survives_a_signal(signum: int, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text("former\n")
+    path.write_text(FORMER)
     (tmp_path / "a.gguf").touch()
     fakes, file = str(Path(__file__).with_name("cli_fakes.py")), str(tmp_path / "a.gguf")
     command = [sys.executable, fakes, "long", "0.005", "run", "-m", file, "--nudge", file, "--trace", str(path), "hi"]
@@ -209,7 +224,7 @@ def test_what_was_recorded_survives_a_signal(signum: int, tmp_path: Path) -> Non
         assert isinstance(trace.end, FinishedRecord)
         assert (trace.end.detail.value, trace.text + "\n") == ("cancelled", seen.decode())
     else:
-        assert path.read_text() == "former\n"
+        assert path.read_text() == FORMER
         (part,) = tmp_path.glob("t.jsonl.*.part")
         trace = read_trace(part)
         assert trace.end is None
@@ -260,28 +275,28 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
 @POSIX
 def test_a_page_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text("former")
+    path.write_text(FORMER)
     with file_limit(1000), pytest.raises(TraceError, match="cannot be written"):
-        write_output(path, "x" * 2000)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "former")]
+        write_output(path, "x" * 2000, TRACE)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", FORMER)]
 
 
 @POSIX
 def test_links_stay_links_and_devices_devices(tmp_path: Path) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
-    real.write_text("former")
+    real.write_text(FORMER)
     link.symlink_to(real)
-    write_output(link, "new")
+    write_output(link, "new", TRACE)
     assert link.is_symlink()
     assert real.read_text() == "new"
     read, write = os.pipe()
     with os.fdopen(read) as reader:
-        output = Output(Path(f"/dev/fd/{write}"))
+        output = Output(Path(f"/dev/fd/{write}"), TRACE)
         output.write("line\n")
         output.keep()
         os.close(write)
         assert reader.read() == "line\n"
-    write_output(Path(os.devnull), "gone")
+    write_output(Path(os.devnull), "gone", TRACE)
     assert not Path(os.devnull).is_file()
 
 

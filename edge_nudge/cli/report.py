@@ -39,7 +39,7 @@ def report(**values: Any) -> None:
     if output is None and values["as_json"]:
         raise click.UsageError('--json and the page cannot both go to standard output: name a file with "-o"')
     from edge_nudge.report.output import write_output
-    from edge_nudge.report.page import render_page
+    from edge_nudge.report.page import PAGE, render_page
     from edge_nudge.report.records import read_trace
 
     trace = read_trace(trace_path)
@@ -47,7 +47,7 @@ def report(**values: Any) -> None:
     if output is None:
         streams.write_out(page)
         return
-    write_output(output, page)
+    write_output(output, page, PAGE)
     if not values["as_json"]:
         streams.tell(f"page: {output}")
         return

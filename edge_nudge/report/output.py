@@ -6,7 +6,9 @@ Owns where the bytes are until then. Never decides what is written.
    there before is whole, and what was written so far can be read under the name of the part.
 2. What could be written in part only (a full disk) is taken back to the text before it.
 3. `keep` gives the part its name in one step; `discard` leaves the former file as it was.
-4. A link stays a link. What is no regular file (a pipe, /dev/null) is written directly, never replaced.
+4. A file that is there already is replaced only if it is of the same kind, told by how it begins: a slip must not cost
+   somebody a model.
+5. A link stays a link. What is no regular file (a pipe, /dev/null) is written directly, never replaced.
 """
 
 from __future__ import annotations
@@ -14,16 +16,25 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from edge_nudge.report.records import TraceError
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an output is, and how every file of its kind begins."""
+
+    name: str
+    start: bytes
+
+
 class Output:
     """One output file; nothing is there before the first write. Raises TraceError where it cannot be written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         self.path = path
         self._n_bytes = 0
         self._file: FileIO | None = None
@@ -37,8 +48,11 @@ class Output:
             if not self._is_direct:
                 self._part.touch()
                 self._part.unlink()
+            start = self._start(len(kind.start))
         except OSError as error:
             raise self._cannot(error) from None
+        if start not in (b"", kind.start):
+            raise TraceError(f"{path} is there already and is no {kind.name}: name another file")
 
     def write(self, text: str) -> None:
         """Write all of the text at once."""
@@ -75,13 +89,20 @@ class Output:
             if not self._is_direct:
                 self._part.unlink(missing_ok=True)
 
+    def _start(self, n_bytes: int) -> bytes:
+        """Return how the file begins that is there already; nothing where there is none."""
+        if self._is_direct or not self._target.exists():
+            return b""
+        with self._target.open("rb") as file:
+            return file.read(n_bytes)
+
     def _cannot(self, error: OSError) -> TraceError:
         return TraceError(f"{self.path} cannot be written: {error.strerror or error}")
 
 
-def write_output(path: Path, text: str) -> None:
+def write_output(path: Path, text: str, kind: Kind) -> None:
     """Write a file, whole or not at all. Raises TraceError."""
-    output = Output(path)
+    output = Output(path, kind)
     try:
         output.write(text)
     except BaseException:

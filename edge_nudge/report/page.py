@@ -25,9 +25,11 @@ from markupsafe import Markup, escape
 from edge_nudge.core.events import Cause, HandoffReason, Role, Usage
 from edge_nudge.core.visible import one_line, visible_parts
 from edge_nudge.report import figures
+from edge_nudge.report.output import Kind
 from edge_nudge.report.records import FailedRecord, FinishedRecord, PieceRecord, Spelled, Token, Trace
 from edge_nudge.report.wording import AUTHORS, CAUSES, ENDINGS, OPEN_END, REASONS, count, percent, spoken
 
+PAGE = Kind("page of a trace", b"<!DOCTYPE html>\n<!-- edge-nudge: the page of a trace -->")
 N_SHADES = 10
 LABEL_LENGTH = 14  # characters of a token under its bar
 
@@ -287,7 +289,8 @@ def _usage(trace: Trace) -> Usage:
         for cause, n_tokens in call.evaluated.items():
             model.evaluated[cause] += n_tokens
     usage.n_handoffs = len(trace.handoffs)
-    times = [event.at_s for event in (*trace.pieces, *trace.handoffs)] + [call.end_s for call in trace.calls]
+    times = [piece.at_s for piece in trace.pieces] + [handoff.at_s for handoff in trace.handoffs]
+    times += [call.end_s for call in trace.calls]
     usage.first_piece_s = trace.pieces[0].at_s if trace.pieces else None
     usage.total_s = max(times, default=0.0)
     return usage

@@ -26,7 +26,7 @@ from edge_nudge.core.events import Cause, Event, Finished, Handoff, ModelUsage, 
 from edge_nudge.core.request import GenerateRequest
 from edge_nudge.core.session import NativeCall
 from edge_nudge.errors import EdgeNudgeError
-from edge_nudge.report.output import Output
+from edge_nudge.report.output import Kind, Output
 from edge_nudge.report.records import FORMAT, FORMAT_VERSION, TraceError
 from edge_nudge.runtime import Answer
 from edge_nudge.version import __version__
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edge_nudge.runtime import Pair
 
 N_ALTERNATIVES = 5  # of each token: what else its model might have written
+TRACE = Kind("trace", b'{"type": "header"')
 _COUNTED_BEFORE = (Cause.REEVALUATED, Cause.PROMPT, Cause.CATCH_UP)  # a call, and in the order of the text
 
 
@@ -47,7 +48,7 @@ class TraceWriter:
     """The trace of one answer, to be used in a with statement. Raises TraceError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
-        self._output = Output(path)
+        self._output = Output(path, TRACE)
         self._has_begun = self._has_ended = False
         self._started_s = time.perf_counter()
         self._calls: dict[Role, _Calls] = {}
