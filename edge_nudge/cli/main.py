@@ -49,6 +49,23 @@ Shell completion: eval "$(_EDGE_NUDGE_COMPLETE=bash_source edge-nudge)"
 """
 
 
+def _show_help(context: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        streams.write_out(context.get_help() + "\n")
+        context.exit()
+
+
+# Click's own writes past streams.py: where help is longer than the buffer, a full disk would not be named.
+HELP = click.Option(
+    ["-h", "--help"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_help,
+    help="Show this message and exit.",
+)
+
+
 class LazyCommands(click.Group):
     """Commands that are imported when they are asked for."""
 
@@ -60,12 +77,17 @@ class LazyCommands(click.Group):
             return None
         module, name = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(import_module(module), name)
+        if HELP not in command.params:
+            command.add_help_option = False
+            command.params.append(HELP)
         return command
 
 
 @click.group(
     cls=LazyCommands,
     invoke_without_command=True,
+    add_help_option=False,
+    params=[HELP],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
 )
