@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from edge_nudge.version import __version__
 
 if TYPE_CHECKING:
-    from edge_nudge.core.events import Event, Finished, Handoff, Piece, Role
+    from edge_nudge.core.events import Event, Finished, Handoff, Piece, Role, TokenScore
     from edge_nudge.runtime import Pair, open_pair
 
-__all__ = ["Event", "Finished", "Handoff", "Pair", "Piece", "Role", "__version__", "open_pair"]
+__all__ = ["Event", "Finished", "Handoff", "Pair", "Piece", "Role", "TokenScore", "__version__", "open_pair"]
 
 _HOMES = {
     "Event": "edge_nudge.core.events",
@@ -27,6 +27,7 @@ _HOMES = {
     "Handoff": "edge_nudge.core.events",
     "Piece": "edge_nudge.core.events",
     "Role": "edge_nudge.core.events",
+    "TokenScore": "edge_nudge.core.events",
     "Pair": "edge_nudge.runtime",
     "open_pair": "edge_nudge.runtime",
 }

@@ -188,6 +188,18 @@ def test_an_answer_behind_a_scored_prompt_reuses_it() -> None:
         assert finished.usage.base.evaluated[Cause.PROMPT] == 1
 
 
+def test_what_an_answer_cut_off_is_read_again_from_a_whole_block_on() -> None:
+    with make_pair() as pair:
+        pair.score(IDS)
+        pair.answer(raw_request([*IDS[:6], 50, 51], rule="base-only")).finish()
+        usage = ModelUsage()
+        n_rows = base_of(pair).n_rows
+        assert pair.score([*IDS, 40], usage=usage) == direct([*IDS, 40])
+        assert usage.n_reused == 4
+        assert usage.n_evaluated == len(IDS) - 4
+        assert base_of(pair).n_rows - n_rows == len(IDS) - 12  # the scores of three blocks are kept
+
+
 def test_rows_are_asked_for_in_batches_of_limited_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_scores_module, "ROWS_BYTES", 3 * 4 * len(VOCABULARY) + 3)
     with make_pair() as pair:
