@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
 from edge_nudge.core.prompt_scores import PromptScorer
 from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
 from edge_nudge.core.schedule import Schedule
-from edge_nudge.core.session import Cancelled, Session
+from edge_nudge.core.session import Cancelled, NativeCall, Session
 from edge_nudge.core.shelf import Shelf
 from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
 from edge_nudge.core.writer import Writer
@@ -178,6 +179,11 @@ class Pair:
         decoder.check()
         self._answer = Answer(decoder.run(), cancel)
         return self._answer
+
+    def watch(self, listener: Callable[[Role, NativeCall], None] | None) -> None:
+        """Tell `listener` about each native call of the answers, in the thread that answers; None ends it."""
+        for role, session in self._sessions.items():
+            session.on_call = None if listener is None else partial(listener, role)
 
     def score(
         self,

@@ -526,3 +526,33 @@ def test_answers_of_the_same_seed_are_the_same_and_of_others_differ() -> None:
             n_different += answer.text != dataclasses.replace(world, seed=world.seed + 1).answer().text
     assert n_long > 3
     assert n_different > n_long / 2
+
+
+def test_pieces_say_what_the_other_model_would_have_written() -> None:
+    """The worlds hold the decoder to the reference; here is what the field means, by one script."""
+    vocabulary = ToyVocabulary((" the", " cat", " sat", " on", " a"))
+
+    def base(text: bytes) -> tuple[str, float]:
+        if text.endswith(b" cat sat"):
+            return "<eos>", 0.9
+        return (" sat", 0.9) if text.endswith(b" cat") else (" a", 0.2)
+
+    def nudging(text: bytes) -> tuple[str, float]:
+        order = {b"a": " cat", b" cat": " on", b" sat": " on", b" on": " the", b" the": "<|end|>"}
+        return next(((word, 0.9) for end, word in order.items() if text.endswith(end)), ("a", 0.9))
+
+    world = World(
+        build_request("hi", gamma=0.5, end_prob=2.0),
+        lambda **_: FakeBackend(vocabulary, scripted_scores(vocabulary, base, runner_up="no such piece")),
+        lambda **_: FakeBackend(vocabulary, scripted_scores(vocabulary, nudging, runner_up="no such piece")),
+        Prompt(head=(0,), tail=b"Q", end_strings=()),
+        Prompt(head=(0,), tail=b"Q", end_strings=()),
+    )
+    pieces = [event for event in world.decoder().run() if isinstance(event, Piece)]
+    assert [(piece.text, piece.author, piece.instead) for piece in pieces] == [
+        ("a", Role.NUDGING, None),  # the opening: nobody has asked the base model
+        (" cat", Role.NUDGING, b" a"),  # its top token, of which it was unsure
+        (" sat", Role.BASE, b" on"),  # what the nudging model had drafted
+        (" on", Role.NUDGING, b""),  # the base model ended
+        (" the", Role.NUDGING, b" a"),
+    ]

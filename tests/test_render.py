@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_nudge.cli.render import AnswerView, Painter, legend, one_line, totals, visible, wants_color
+from edge_nudge.cli.render import AnswerView, Painter, legend, totals, wants_color
 from edge_nudge.core.events import FinishDetail, Finished, FinishReason, HandoffReason, ModelUsage, Piece, Role, Usage
+from edge_nudge.core.visible import one_line, visible
 
 
 class Terminal(io.StringIO):

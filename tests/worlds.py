@@ -111,7 +111,9 @@ class World:
 class Answer:
     """What an answer comes down to."""
 
-    units: list[tuple[Role, str, float | None, str, int, tuple[TokenScore, ...]]] = field(default_factory=list)
+    units: list[tuple[Role, str, float | None, str, int, tuple[TokenScore, ...], bytes | None]] = field(
+        default_factory=list
+    )
     detail: str = ""
     stop_string: str | None = None
 
@@ -125,7 +127,9 @@ def decoded(events: list[Event]) -> Answer:
     assert isinstance(finished, Finished)
     assert not any(isinstance(event, Finished) for event in events[:-1])
     units = [
-        (e.author, e.text, e.top_prob, e.reason.value, e.n_tokens, e.tokens) for e in events if isinstance(e, Piece)
+        (e.author, e.text, e.top_prob, e.reason.value, e.n_tokens, e.tokens, e.instead)
+        for e in events
+        if isinstance(e, Piece)
     ]
     return Answer(units, finished.detail.value, finished.stop_string)
 
@@ -133,8 +137,9 @@ def decoded(events: list[Event]) -> Answer:
 def referred(reference: Reference) -> Answer:
     detail = reference.run()
 
-    def flat(unit: Unit) -> tuple[Role, str, float | None, str, int, tuple[TokenScore, ...]]:
-        return unit.author, unit.data.decode(), unit.top_prob, unit.reason.value, len(unit.token_starts), unit.tokens
+    def flat(unit: Unit) -> tuple[Role, str, float | None, str, int, tuple[TokenScore, ...], bytes | None]:
+        text, n_tokens = unit.data.decode(), len(unit.token_starts)
+        return unit.author, text, unit.top_prob, unit.reason.value, n_tokens, unit.tokens, unit.instead
 
     return Answer([flat(unit) for unit in reference.units], detail.value, reference.stop_string)
 

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from edge_nudge.cli.render import is_terminal, one_line
+from edge_nudge.cli.render import is_terminal
+from edge_nudge.core.visible import one_line
 
 Document: TypeAlias = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ import click
 
 from edge_nudge.cli import streams
 from edge_nudge.cli.interrupts import exit_code
-from edge_nudge.cli.render import one_line, visible
+from edge_nudge.core.visible import one_line, visible
 from edge_nudge.errors import EdgeNudgeError, FetchError
 from edge_nudge.version import __version__
 
@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": "edge_nudge.cli.serve:serve",
     "ps": "edge_nudge.cli.servers:ps",
     "stop": "edge_nudge.cli.servers:stop",
+    "report": "edge_nudge.cli.report:report",
     "bench": "edge_nudge.cli.bench:bench",
 }
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
@@ -52,6 +53,23 @@ Shell completion: eval "$(_EDGE_NUDGE_COMPLETE=bash_source edge-nudge)"
 """
 
 
+def _show_help(context: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        streams.write_out(context.get_help() + "\n")
+        context.exit()
+
+
+# Click's own writes past streams.py: where help is longer than the buffer, a full disk would not be named.
+HELP = click.Option(
+    ["-h", "--help"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_help,
+    help="Show this message and exit.",
+)
+
+
 class LazyCommands(click.Group):
     """Commands that are imported when they are asked for."""
 
@@ -63,12 +81,17 @@ class LazyCommands(click.Group):
             return None
         module, name = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(import_module(module), name)
+        if HELP not in command.params:
+            command.add_help_option = False
+            command.params.append(HELP)
         return command
 
 
 @click.group(
     cls=LazyCommands,
     invoke_without_command=True,
+    add_help_option=False,
+    params=[HELP],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
 )

@@ -18,7 +18,8 @@ import click
 
 from edge_nudge.cli import options, streams
 from edge_nudge.cli.interrupts import Interrupts
-from edge_nudge.cli.render import is_terminal, one_line, wants_color
+from edge_nudge.cli.render import is_terminal, wants_color
+from edge_nudge.core.visible import one_line
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:

@@ -135,6 +135,11 @@ def output_options(function: F) -> F:
     """Add what decides how an answer is shown."""
     return _all(
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is finished."),
+        click.option(
+            "--trace",
+            metavar="FILE",
+            help="Record the answer, its tokens and all native calls in FILE, for edge-nudge report.",
+        ),
         click.option("--totals/--no-totals", default=None, help="Totals on stderr; default: where it is a terminal."),
         click.option(
             "--color",

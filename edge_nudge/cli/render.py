@@ -5,41 +5,23 @@ Owns the look of an answer. Never decides what an answer is, and never imports r
 1. Streamed text is exact: no wrapping, no markup, no highlighting; without colour and terminal it is the bytes
    of the answer and one newline.
 2. On a terminal, and wherever colour was forced, a character that could move the cursor, reorder or hide text is
-   shown as an escape (`\\x1b`, `\\u202e`). Joiners, marks and variation selectors stay: scripts and emoji need them.
+   shown as an escape (core/visible.py).
 3. A colour code is written together with its text and its reset, so an interrupted stream leaves no colour behind.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from edge_nudge.core.events import FinishDetail, Finished, Piece, Role
+from edge_nudge.core.visible import one_line, visible
 
-# C0 but tab and newline, DEL, C1; line and paragraph separators; bidi embeddings, overrides and isolates (the
-# "Trojan source" set); zero-width and invisible operators that no script needs; interlinear annotation.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]")
 _SEPARATOR = " · "
 
 # Contrast on black and on white: color(133) 5.1 and 4.1. Bold is a second sign for whoever sees no difference.
 _NUDGING_256, _NUDGING_16 = "bold color(133)", "bold magenta"
-
-
-def visible(text: str) -> str:
-    """Write what a terminal would act on, reorder or hide as escapes; newlines and tabs stay."""
-    return _HIDDEN.sub(lambda match: _escape(match.group()), text)
-
-
-def one_line(text: str) -> str:
-    """Write a text as `visible` does, newlines and tabs as well: for names and messages."""
-    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def wants_color(choice: str, stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +28,7 @@ from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
     from edge_nudge.core.request import GenerateRequest
+    from edge_nudge.report.trace import TraceWriter
     from edge_nudge.runtime import Answer, Pair
 
 _ENDLESS_LINE = 1 << 30  # characters: no line of a file is broken
@@ -60,9 +63,18 @@ def _run(context: click.Context, values: dict[str, Any], interrupts: Interrupts)
         request = _request(prompt, values)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
-    pair, load_s = opening.open_pair(context, values, interrupts)
-    with pair:
-        _answer(pair, pair.spec.resolve(request), values, interrupts, load_s=load_s)
+    with ExitStack() as stack:
+        # A folder that cannot be written is found before anything is loaded.
+        trace = None if values["trace"] is None else stack.enter_context(_open_trace(values["trace"]))
+        pair, load_s = opening.open_pair(context, values, interrupts)
+        stack.enter_context(pair)
+        _answer(pair, pair.spec.resolve(request), values, interrupts, load_s=load_s, trace=trace)
+
+
+def _open_trace(file: str) -> TraceWriter:
+    from edge_nudge.report.trace import TraceWriter
+
+    return TraceWriter(Path(file))
 
 
 def _request(prompt: str, values: dict[str, Any]) -> GenerateRequest:
@@ -75,16 +87,28 @@ def _request(prompt: str, values: dict[str, Any]) -> GenerateRequest:
 
 
 def _answer(
-    pair: Pair, request: GenerateRequest, values: dict[str, Any], interrupts: Interrupts, *, load_s: float
+    pair: Pair,
+    request: GenerateRequest,
+    values: dict[str, Any],
+    interrupts: Interrupts,
+    *,
+    load_s: float,
+    trace: TraceWriter | None,
 ) -> None:
     opening.tell_notes(pair, values)
-    answer = pair.answer(request)
-    if values["as_json"]:
+    if trace is not None:
+        from edge_nudge.report.trace import traced
+    answer = pair.answer(request if trace is None else traced(request))
+    warnings = opening.warnings(pair, values)
+    about: dict[str, Any] = {}
+    if values["as_json"] or trace is not None:
         with interrupts.at_once():  # a large file is read for its hash, once
             about = pair_document(pair)
+    if trace is not None:
+        answer = trace.follow(pair, answer, request, about=about, load_s=load_s, warnings=warnings)
+    if values["as_json"]:
         pieces: list[Piece] = []
         finished = _follow(answer, pieces.append, interrupts)
-        warnings = opening.warnings(pair, values)
         document = answer_document(pieces, finished, request=request, pair=about, load_s=load_s, warnings=warnings)
         streams.write_out(to_json(document) + "\n")
     else:

@@ -25,8 +25,8 @@ import click
 
 from edge_nudge.cli import opening, options, streams
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
-from edge_nudge.cli.render import one_line
 from edge_nudge.cli.verbosity import show_log
+from edge_nudge.core.visible import one_line
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import options, streams
-from edge_nudge.cli.render import is_terminal, one_line
+from edge_nudge.cli.render import is_terminal
+from edge_nudge.core.visible import one_line
 from edge_nudge.errors import EdgeNudgeError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import TextIO
 
 import click
 
-from edge_nudge.cli.render import is_terminal, visible
+from edge_nudge.cli.render import is_terminal
+from edge_nudge.core.visible import visible
 from edge_nudge.errors import EdgeNudgeError, InputError
 
 _BOM = b"\xef\xbb\xbf"

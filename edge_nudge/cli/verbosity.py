@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from edge_nudge.cli.render import visible
+from edge_nudge.core.visible import visible
 
 
 class _VisibleFormatter(logging.Formatter):

@@ -46,6 +46,7 @@ class Turn:
     top_prob: float | None = None
     token: int = -1
     overlap: int = 0
+    instead: bytes | None = None  # of its first piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Decoder:
             return End(FinishReason.STOP, FinishDetail.RESTART_GUARD)
         opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(overlap, opens_answer=opens_answer)
-        top_prob, probe = turn.top_prob, None
+        top_prob, probe, instead = turn.top_prob, None, turn.instead
         while True:
             if (size := draft.word_size()) is None:
                 end = self._extend(draft)
@@ -161,19 +162,19 @@ class Decoder:
                     self._nudging.add_lead(draft.n_lead)
                     opens_answer = False
                 if end is not None:
-                    return (yield from self._accept_rest(draft, turn.reason, top_prob, end))
+                    return (yield from self._accept_rest(draft, turn.reason, top_prob, instead, end))
                 size = draft.word_size()
                 assert size is not None, "a draft ends with a whole word or with an end"
             if probe is not None and self._agrees(probe, draft.word(size)):
-                return Turn(Role.BASE, HandoffReason.AGREED, probe.top_prob, probe.top_id)
-            outcome = self._accept(self._unit(Role.NUDGING, draft, size, turn.reason, top_prob))
+                return Turn(Role.BASE, HandoffReason.AGREED, probe.top_prob, probe.top_id, instead=draft.rest)
+            outcome = self._accept(self._unit(Role.NUDGING, draft, size, turn.reason, top_prob, instead))
             yield from self._counted(self._transcript.show())
             if outcome is not None:
                 return outcome
             if self._policy.solo is None:
                 answer = self._ask_base(draft)
                 if isinstance(answer, Probe):
-                    probe, top_prob = answer, answer.top_prob
+                    probe, top_prob, instead = answer, answer.top_prob, self._base.piece(answer.top_id)
                 else:
                     return answer
 
@@ -215,10 +216,10 @@ class Decoder:
             return probe
         token = self._base.draw()
         if self._base.is_eog(token):
-            return Turn(Role.NUDGING, HandoffReason.BASE_END, probe.top_prob)
+            return Turn(Role.NUDGING, HandoffReason.BASE_END, probe.top_prob, instead=b"")
         if not Draft(overlap, opens_answer=False).can_take(piece := self._base.piece(token)) or not piece:
             return probe
-        return Turn(Role.BASE, HandoffReason.CONFIDENT, probe.top_prob, token, overlap)
+        return Turn(Role.BASE, HandoffReason.CONFIDENT, probe.top_prob, token, overlap, draft.rest or None)
 
     def _agrees(self, probe: Probe, word: bytes) -> bool:
         """Tell whether the base model's top token begins the nudging model's next word."""
@@ -240,21 +241,22 @@ class Decoder:
 
     def _base_turn(self, turn: Turn) -> Steps:
         base = self._base
-        token, top_prob = turn.token, turn.top_prob
+        token, top_prob, instead = turn.token, turn.top_prob, turn.instead
         opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(turn.overlap, opens_answer=opens_answer)
         while True:
             if base.is_eog(token):
-                return self._to_nudging(HandoffReason.BASE_END, top_prob)
+                return self._to_nudging(HandoffReason.BASE_END, top_prob, b"")
             piece = base.piece(token)
             if not piece or not draft.can_take(piece):
-                return self._to_nudging(HandoffReason.UNUSABLE, top_prob)
+                return self._to_nudging(HandoffReason.UNUSABLE, top_prob, piece)
             draft.push(piece, base.score(token) if self._is_scored else None)
             if size := draft.whole_size():
                 if opens_answer:
                     base.add_lead(draft.n_lead)
                     opens_answer = False
-                outcome = self._accept(self._unit(Role.BASE, draft, size, turn.reason, top_prob))
+                outcome = self._accept(self._unit(Role.BASE, draft, size, turn.reason, top_prob, instead))
+                instead = None
                 yield from self._counted(self._transcript.show())
                 if outcome is not None:
                     return outcome
@@ -264,16 +266,16 @@ class Decoder:
             probe = base.probe(self._policy)
             top_prob = probe.top_prob
             if not self._policy.is_sure(probe):
-                return self._to_nudging(HandoffReason.UNSURE, top_prob)
+                return self._to_nudging(HandoffReason.UNSURE, top_prob, base.piece(probe.top_id))
             token = base.draw()
 
     def _foresee(self, n_tokens: int) -> bytes:
         """Let the nudging model guess how the base model goes on."""
         return self._nudging.foresee(self._transcript.text, n_tokens)
 
-    def _to_nudging(self, reason: HandoffReason, top_prob: float | None) -> Outcome:
+    def _to_nudging(self, reason: HandoffReason, top_prob: float | None, instead: bytes | None = None) -> Outcome:
         if self._policy.solo is None:
-            return Turn(Role.NUDGING, reason, top_prob)
+            return Turn(Role.NUDGING, reason, top_prob, instead=instead)
         if reason is HandoffReason.UNUSABLE:
             return End(FinishReason.STOP, FinishDetail.CONTROL_TOKEN)
         return LOOP if reason is HandoffReason.LOOP else END_OF_GENERATION
@@ -285,9 +287,17 @@ class Decoder:
         """Tokens the answer may still grow by."""
         return None if self._max_tokens is None else self._max_tokens - self._transcript.n_tokens
 
-    def _unit(self, role: Role, draft: Draft, size: int, reason: HandoffReason, top_prob: float | None) -> Unit:
+    def _unit(
+        self,
+        role: Role,
+        draft: Draft,
+        size: int,
+        reason: HandoffReason,
+        top_prob: float | None,
+        instead: bytes | None,
+    ) -> Unit:
         data, token_starts, tokens = draft.take(size)
-        return Unit(role, data, token_starts, top_prob, reason, tokens)
+        return Unit(role, data, token_starts, top_prob, reason, tokens, instead)
 
     def _accept(self, unit: Unit) -> Outcome | None:
         """Add a unit to the answer, within the token limit; return what follows, or None to go on."""
@@ -308,10 +318,13 @@ class Decoder:
             case Verdict.GO_ON:
                 return MAX_TOKENS if is_last else None
 
-    def _accept_rest(self, draft: Draft, reason: HandoffReason, top_prob: float | None, end: End) -> Steps:
+    def _accept_rest(
+        self, draft: Draft, reason: HandoffReason, top_prob: float | None, instead: bytes | None, end: End
+    ) -> Steps:
         """Accept all that is drafted, word by word, unless something ends the answer before."""
         while size := (draft.word_size() or draft.whole_size()):
-            outcome = self._accept(self._unit(Role.NUDGING, draft, size, reason, top_prob))
+            outcome = self._accept(self._unit(Role.NUDGING, draft, size, reason, top_prob, instead))
+            instead = None
             yield from self._counted(self._transcript.show())
             if outcome is not None:
                 return outcome

@@ -95,6 +95,9 @@ class Piece:
     `top_prob` is the base model's top-1 probability at the place where this piece starts, or None where the
     base model was not asked. `reason` is why its author was writing. `n_tokens` counts tokens of the author.
     `tokens` are scored where the request asks for it, by the author; their joined data is the text.
+    `instead` is what the other model would have written here, where that is known without asking it: the base model's
+    top token where it was unsure, or what the nudging model had drafted. It is empty for no text (an end, a control
+    token) and None where it is not known; its last character may be cut.
     """
 
     text: str
@@ -103,6 +106,7 @@ class Piece:
     reason: HandoffReason
     n_tokens: int
     tokens: tuple[TokenScore, ...] = ()
+    instead: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

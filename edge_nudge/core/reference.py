@@ -39,17 +39,17 @@ class Finish(Exception):
 class ToNudging(Exception):
     """The turn is over; the nudging model writes on."""
 
-    def __init__(self, reason: HandoffReason, top_prob: float | None) -> None:
+    def __init__(self, reason: HandoffReason, top_prob: float | None, instead: bytes | None) -> None:
         super().__init__(reason)
-        self.reason, self.top_prob = reason, top_prob
+        self.reason, self.top_prob, self.instead = reason, top_prob, instead
 
 
 class ToBase(Exception):
     """The turn is over; the base model writes on, beginning with `token`."""
 
-    def __init__(self, reason: HandoffReason, top_prob: float | None, token: int) -> None:
+    def __init__(self, reason: HandoffReason, top_prob: float | None, token: int, drafted: bytes) -> None:
         super().__init__(reason)
-        self.reason, self.top_prob, self.token = reason, top_prob, token
+        self.reason, self.top_prob, self.token, self.drafted = reason, top_prob, token, drafted
 
 
 class Model:
@@ -114,6 +114,7 @@ class Reference:
     run_floor: int = 0  # a repetition cannot begin before this offset
     n_turns: int = 0
     stop_string: str | None = None
+    instead: bytes | None = None  # of the unit that comes next
 
     def run(self) -> FinishDetail:
         """Write the answer and return what ended it."""
@@ -136,8 +137,10 @@ class Reference:
             try:
                 self.nudging_turn(reason, top_prob)
             except ToBase as turn:
+                self.instead = turn.drafted or None
                 self.base_turn(turn.token, turn.reason, turn.top_prob)
         except ToNudging as turn:
+            self.instead = turn.instead
             return turn.reason, turn.top_prob
 
     def nudging_turn(self, reason: HandoffReason, top_prob: float | None) -> NoReturn:
@@ -165,11 +168,11 @@ class Reference:
             word_size = draft.word_size()
             assert word_size is not None, "a draft ends with a whole word or with an end"
             if unsure is not None and self.agrees(unsure, draft.word(word_size)):
-                raise ToBase(HandoffReason.AGREED, unsure.top_prob, unsure.top_id)
+                raise ToBase(HandoffReason.AGREED, unsure.top_prob, unsure.top_id, draft.rest)
             self.accept(Role.NUDGING, draft, word_size, reason, top_prob)
             if make_policy(self.request.nudge).solo is None:
-                unsure = self.ask_base()
-                top_prob = unsure.top_prob
+                unsure = self.ask_base(draft.rest)
+                top_prob, self.instead = unsure.top_prob, self.base.backend.piece(unsure.top_id)
 
     def extend(self, draft: Draft, ids: list[int]) -> FinishDetail | None:
         """Draft on; `ids` grows by what is drafted. Return what ended the draft, if anything did."""
@@ -191,17 +194,17 @@ class Reference:
             ids.append(token)
         return None
 
-    def ask_base(self) -> Probe:
-        """Return the base model's probe if it is unsure; else its turn begins."""
+    def ask_base(self, drafted: bytes) -> Probe:
+        """Return the base model's probe if it is unsure; else its turn begins, in place of what is drafted."""
         ids = self.base.ids(self.text)
         probe = self.base.probe(ids)
         if make_policy(self.request.nudge).is_sure(probe):
             token = self.base.draw(ids, [])
             if self.base.backend.is_eog(token):
-                raise ToNudging(HandoffReason.BASE_END, probe.top_prob)
+                raise ToNudging(HandoffReason.BASE_END, probe.top_prob, b"")
             piece = self.base.backend.piece(token)
             if piece and Draft(0, opens_answer=False).can_take(piece):
-                raise ToBase(HandoffReason.CONFIDENT, probe.top_prob, token)
+                raise ToBase(HandoffReason.CONFIDENT, probe.top_prob, token, drafted)
         return probe
 
     def agrees(self, probe: Probe, word: bytes) -> bool:
@@ -217,9 +220,9 @@ class Reference:
         while True:
             piece = self.base.backend.piece(token)
             if self.base.backend.is_eog(token):
-                self.leave_base(HandoffReason.BASE_END, top_prob)
+                self.leave_base(HandoffReason.BASE_END, top_prob, b"")
             if not piece or not draft.can_take(piece):
-                self.leave_base(HandoffReason.UNUSABLE, top_prob)
+                self.leave_base(HandoffReason.UNUSABLE, top_prob, piece)
             draft.push(piece, self.base.score(ids, token))
             ids.append(token)
             if size := draft.whole_size():
@@ -231,12 +234,12 @@ class Reference:
             probe = self.base.probe(ids)
             top_prob = probe.top_prob
             if not make_policy(self.request.nudge).is_sure(probe):
-                self.leave_base(HandoffReason.UNSURE, top_prob)
+                self.leave_base(HandoffReason.UNSURE, top_prob, self.base.backend.piece(probe.top_id))
             token = self.base.draw(ids, [])
 
-    def leave_base(self, reason: HandoffReason, top_prob: float | None) -> NoReturn:
+    def leave_base(self, reason: HandoffReason, top_prob: float | None, instead: bytes | None = None) -> NoReturn:
         if make_policy(self.request.nudge).solo is None:
-            raise ToNudging(reason, top_prob)
+            raise ToNudging(reason, top_prob, instead)
         endings = {HandoffReason.UNUSABLE: FinishDetail.CONTROL_TOKEN, HandoffReason.LOOP: FinishDetail.LOOP}
         raise Finish(endings.get(reason, FinishDetail.END_OF_GENERATION))
 
@@ -254,7 +257,8 @@ class Reference:
 
     def accept(self, role: Role, draft: Draft, size: int, reason: HandoffReason, top_prob: float | None) -> None:
         data, token_starts, tokens = draft.take(size)
-        unit = Unit(role, data, token_starts, top_prob, reason, tokens)
+        unit = Unit(role, data, token_starts, top_prob, reason, tokens, self.instead)
+        self.instead = None
         is_last = False
         if self.request.max_tokens is not None:
             is_last = len(unit.token_starts) >= self.n_room

@@ -46,6 +46,21 @@ class SyncCost:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeCall:
+    """A call of the engine that is over; its last `n_guessed` tokens were guesses.
+
+    Times are those of the session's clock. `usage` goes on counting: tokens of the text are counted by cause before
+    the call, but for the model's own token, which is counted behind it.
+    """
+
+    started_s: float
+    ended_s: float
+    n_tokens: int
+    n_guessed: int
+    usage: ModelUsage
+
+
+@dataclass(frozen=True, slots=True)
 class _Checkpoint:
     n_ids: int
     state: bytes
@@ -87,6 +102,7 @@ class Session:
         self._is_cancelled: Callable[[], bool] = _never
         self._clock: Callable[[], float] = _no_time
         self.usage = ModelUsage()
+        self.on_call: Callable[[NativeCall], None] | None = None  # told about each call, where somebody wants to know
 
     def __repr__(self) -> str:
         return f"<Session {self._backend.info.name}: {self._n_text} ids, {self.usage.n_evaluated} evaluated>"
@@ -335,7 +351,10 @@ class Session:
             self._shorten(self._backend.n_cached)
             raise
         finally:
-            self.usage.native_s += self._clock() - started
+            ended = self._clock()
+            self.usage.native_s += ended - started
+            if self.on_call is not None:
+                self.on_call(NativeCall(started, ended, len(tokens), len(tokens) - n_text, self.usage))
         self._ids.extend(tokens)
         self._n_text += n_text
         for row in rows:

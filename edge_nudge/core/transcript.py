@@ -32,6 +32,7 @@ class Unit:
     top_prob: float | None
     reason: HandoffReason
     tokens: tuple[TokenScore, ...] = ()  # where tokens are scored; their joined data is `data`
+    instead: bytes | None = None  # as in Piece
 
     def cut(self, n_bytes: int) -> Unit:
         """Return the first `n_bytes` bytes, with the tokens that begin in them."""
@@ -137,7 +138,7 @@ class Transcript:
             unit = self._waiting.popleft()
             self._n_shown += len(unit.data)
             text, n_tokens = unit.data.decode("utf-8"), len(unit.token_starts)
-            pieces.append(Piece(text, unit.author, unit.top_prob, unit.reason, n_tokens, unit.tokens))
+            pieces.append(Piece(text, unit.author, unit.top_prob, unit.reason, n_tokens, unit.tokens, unit.instead))
         return pieces
 
     def _author_at(self, offset: int) -> Role:

@@ -1,0 +1,77 @@
+"""`edge-nudge report`: a trace as one HTML page.
+
+Owns which file the page goes to. Never looks into a trace.
+
+1. Without -o the page lies beside the trace, named as it is with .html; "-" is standard output.
+2. The trace itself is never overwritten, and a page is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_nudge.cli import streams
+from edge_nudge.cli.verbosity import show_log
+from edge_nudge.errors import InputError
+
+STDOUT = "-"
+
+
+@click.command(short_help="Make a page of a recorded answer.")
+@click.argument("file", metavar="FILE")
+@click.option("-o", "--output", metavar="FILE", help='The page; default: beside the trace, as .html; "-" is stdout.')
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the page instead of its name.")
+@click.option("-v", "--verbose", count=True, help="Show what happens on stderr.")
+def report(**values: Any) -> None:
+    """Make one HTML page of FILE, a trace that edge-nudge run --trace FILE has recorded.
+
+    The page shows the answer with each word in the colour of its author, the probability of every token, each handoff
+    with its reason, what the other model would have written where that is known, the totals, and when each model
+    computed. It is whole in itself: it loads nothing, and can be read without JavaScript, printed and sent.
+    """
+    show_log(values["verbose"])
+    trace_path = Path(values["file"])
+    output = _output(trace_path, values["output"])
+    if output is None and values["as_json"]:
+        raise click.UsageError('--json and the page cannot both go to standard output: name a file with "-o"')
+    from edge_nudge.report.output import write_output
+    from edge_nudge.report.page import PAGE, render_page
+    from edge_nudge.report.records import read_trace
+
+    trace = read_trace(trace_path)
+    page = render_page(trace)
+    if output is None:
+        streams.write_out(page)
+        return
+    write_output(output, page, PAGE)
+    if not values["as_json"]:
+        streams.tell(f"page: {output}")
+        return
+    from edge_nudge.document import to_json
+
+    about = {
+        "page": str(output),
+        "n_bytes": len(page.encode()),
+        "n_pieces": len(trace.pieces),
+        "n_calls": len(trace.calls),
+        "is_finished": trace.end is not None and trace.end.type == "finished",
+    }
+    streams.write_out(to_json(about) + "\n")
+
+
+def _output(trace: Path, asked: str | None) -> Path | None:
+    """Return where the page goes, None for standard output. Raises InputError where that is the trace itself."""
+    if asked == STDOUT:
+        return None
+    try:
+        output = trace.with_suffix(".html") if asked is None else Path(asked)
+        is_trace = output == trace or (output.exists() and os.path.samefile(output, trace))
+    except (OSError, ValueError):  # the trace is not there, or has no name: reading it says so
+        return Path(asked or f"{trace}.html")
+    if is_trace:
+        raise InputError(f"{output} is the trace itself: name another file for the page (-o FILE)")
+    return output
