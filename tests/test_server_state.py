@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +15,11 @@ from cli_fakes import SHORT, TEMPLATE, fake_pair
 from server_fakes import SERVED, a_client, a_worker, ask, chat
 from test_server_chat import fault
 
+from edge_nudge.core.request import MAX_LOGPROBS, MAX_STOP_STRINGS, SamplingParams
 from edge_nudge.errors import InputError
 from edge_nudge.runtime import Pair
-from edge_nudge.server.app import Served, make_app
+from edge_nudge.server.app import Limits, Served, make_app
+from edge_nudge.server.wire import DEFAULT_COMPLETION_TOKENS, MAX_PROMPTS, ChatBody, CompletionBody
 from edge_nudge.testing import FakeBackend, ToyVocabulary, scripted_scores
 from edge_nudge.worker import Worker
 
@@ -220,3 +223,22 @@ def test_a_plain_page_lists_every_route_and_field() -> None:
         assert word in response.text
     for outside in ("http://", "https://", "<script", "src="):
         assert outside not in response.text
+
+
+def test_the_page_on_the_api_names_every_route_field_and_status() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    schema = ask("/openapi.json").json()
+    for path in schema["paths"]:
+        assert path.replace("{name}", "{id}") in page, path
+    for field in {**ChatBody.model_fields, **CompletionBody.model_fields}:
+        assert f"`{field}`" in page, field
+    defaults = [SamplingParams().top_k, SamplingParams().top_p, SamplingParams().min_p]
+    assert f"| {', '.join(map(str, defaults))} |" in page
+    limits = Limits()
+    assert f"{limits.body_bytes >> 20} MiB" in page
+    assert f"takes nothing for {limits.stall_s:g} seconds" in page
+    assert (limits.ping_s, limits.first_ping_s, limits.body_s) == (5.0, 1.0, 60.0)
+    assert f"up to {MAX_PROMPTS} of" in page
+    assert f"up to {MAX_STOP_STRINGS} of them" in page
+    assert f"0 to {MAX_LOGPROBS} alternatives" in page
+    assert f"completions: {DEFAULT_COMPLETION_TOKENS} |" in page

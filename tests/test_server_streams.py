@@ -372,6 +372,39 @@ def test_where_the_service_stops(tmp_path: Path, is_stream: bool) -> None:  # B5
         assert health.json()["error"]["code"] in ("stopping", "stopped")
 
 
+def test_where_the_service_stops_while_a_prompt_is_scored() -> None:
+    is_scoring = threading.Event()
+
+    def load() -> Pair:
+        pair = fake_pair(LONG)
+        score = pair.score
+
+        def slow(*arguments: Any, is_cancelled: Callable[[], bool], **more: Any) -> Any:
+            is_scoring.set()
+            wait_for(is_cancelled)
+            return score(*arguments, is_cancelled=is_cancelled, **more)
+
+        pair.score = slow  # type: ignore[method-assign]
+        return pair
+
+    async def run(worker: Worker, is_stream: bool) -> httpx.Response:
+        async with a_client(worker, limits=Limits(first_ping_s=0.01, ping_s=0.01)) as client:
+            body = {"prompt": "a b", "echo": True, "logprobs": 1, "stream": is_stream}
+            asking = asyncio.create_task(client.post("/v1/completions", json=body))
+            await asyncio.to_thread(is_scoring.wait, WAIT_S)
+            await asyncio.sleep(0.05)
+            worker.stop()
+            return await asking
+
+    for is_stream in (True, False):
+        is_scoring.clear()
+        with a_worker(load) as worker:
+            response = asyncio.run(run(worker, is_stream))
+        error = events(response.text)[-1]["error"] if is_stream else response.json()["error"]
+        assert response.status_code == (200 if is_stream else 503)  # pings had begun
+        assert error["type"] == "unavailable_error"
+
+
 def test_while_the_models_load_requests_are_a_503() -> None:
     may_load = threading.Event()
 

@@ -79,6 +79,11 @@ def completion_work(prompts: Sequence[Prompt], settings: Mapping[str, Any], *, i
 
     def work(pair: Pair, job: Job) -> Iterator[Item]:
         requests = [_raw_request(pair, prompt, settings) for prompt in prompts]
+        if len(requests) == 1 and not is_echo:  # the usual case, without reading the prompt's tokens twice
+            answering = _answer(pair, job, requests[0], 0)
+            yield Opened()
+            yield from answering
+            return
         for request in requests:
             pair.answer(request).close()
         yield Opened()

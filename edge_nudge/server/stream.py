@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from edge_nudge.document import to_json
 from edge_nudge.errors import EdgeNudgeError, StoppingError
 from edge_nudge.server.faults import Fault, JsonResponse, fault_of
-from edge_nudge.server.jobs import Item, ItemWork, Opened
+from edge_nudge.server.jobs import Ended, Item, ItemWork, Opened
 from edge_nudge.server.served import Limits
 from edge_nudge.server.shapes import Shape, is_cancelled
 from edge_nudge.worker import Done, Failed, Job, Worker
@@ -86,7 +86,7 @@ class Reply(Response):
         super().__init__()
         self._worker, self._work, self._shape = worker, work, shape
         self._is_stream, self._limits, self._observe = is_stream, limits, observe
-        self._is_started = self._is_stalled = False
+        self._is_started = self._is_stalled = self._has_end = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbox = _Inbox()
@@ -144,6 +144,7 @@ class Reply(Response):
             for item in items:
                 self._observe(item)
                 is_open = is_open or isinstance(item, Opened)
+                self._has_end = self._has_end or isinstance(item, Ended)
                 if isinstance(item, Failed | Done):
                     await self._end(item, data, scope, receive, send)
                     return
@@ -152,15 +153,15 @@ class Reply(Response):
                 await self._send(send, b"".join(data))
 
     async def _end(self, ending: Done | Failed, data: list[bytes], scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun = self._is_started or bool(data)
-        if isinstance(ending, Failed) or not has_begun:
-            fault = self._fault(ending.error if isinstance(ending, Failed) else _stopped())
-            if not has_begun:
-                await self._watched(fault.response()(scope, receive, send))
-                return
-            data.append(_event(fault.document))
-        else:
+        if isinstance(ending, Done) and not self._has_end:
+            ending = Failed(_stopped())  # cut short before there was a last event
+        if isinstance(ending, Done):
             data += [*map(_event, self._shape.end()), _DONE]
+        elif self._is_started or data:
+            data.append(_event(self._fault(ending.error).document))
+        else:
+            await self._watched(self._fault(ending.error).response()(scope, receive, send))
+            return
         await self._send(send, b"".join(data), is_last=True)
 
     def _fault(self, error: BaseException) -> Fault:
