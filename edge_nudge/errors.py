@@ -65,3 +65,44 @@ class FetchError(EdgeNudgeError):
 
     exit_code = 4
     http_status = 502
+
+
+class BusyError(EdgeNudgeError):
+    """The service cannot take this request now: the same request may succeed later."""
+
+    http_status = 503
+    retry_after_s: ClassVar[int] = 1
+
+
+class QueueFullError(BusyError):
+    """As many requests wait as may wait."""
+
+    http_status = 429
+
+
+class LoadingError(BusyError):
+    """The models are being loaded for the first time."""
+
+
+class StoppingError(BusyError):
+    """The service is stopping and takes nothing new."""
+
+
+class ServerError(EdgeNudgeError):
+    """The local API answered what no such server answers, or its connection failed."""
+
+    http_status = 502
+
+
+class NoServerError(ServerError):
+    """Nobody listens where a server was looked for."""
+
+
+class ServerLostError(ServerError):
+    """The connection ended in the middle of an answer: what came until then is right, and the rest is missing."""
+
+
+class AccessError(ServerError):
+    """The server wants a key, or another one."""
+
+    http_status = 401
