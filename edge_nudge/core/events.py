@@ -71,11 +71,30 @@ class Cause(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token and how probable its model found it: natural logs of the plain softmax.
+
+    `data` is what of the token stands in the text: blanks that were there already and what a stop string cut off are
+    not in it. `logprob` is None only for the first token of a scored prompt. `top` are the best tokens at its place,
+    best first, ties by id, each as it would have been added there (a control token by its spelling); the token itself
+    comes last where it is none of them. A token can lie across two pieces: then each has its part, and the second one
+    `is_rest`, with a `logprob` of 0 because nothing is chosen there any more.
+    """
+
+    data: bytes
+    id: int
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...] = ()
+    is_rest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of the answer by one author.
 
     `top_prob` is the base model's top-1 probability at the place where this piece starts, or None where the
     base model was not asked. `reason` is why its author was writing. `n_tokens` counts tokens of the author.
+    `tokens` are scored where the request asks for it, by the author; their joined data is the text.
     """
 
     text: str
@@ -83,6 +102,7 @@ class Piece:
     top_prob: float | None
     reason: HandoffReason
     n_tokens: int
+    tokens: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from edge_nudge.errors import InputError
 
 MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20  # as many as OpenAI's servers give
 
 
 class Rule(str, Enum):
@@ -51,12 +62,35 @@ _Count = Annotated[int, Field(strict=True)]
 _Number = Annotated[float, Field(strict=True)]
 
 
+def whole_text(text: str) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("it holds a lone surrogate, which is no text")
+    return text
+
+
+def _kind_of_prompt(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "ids" if isinstance(value, (list, tuple)) else None
+
+
+RawPrompt: TypeAlias = Annotated[
+    Annotated[str, AfterValidator(whole_text), Tag("text")]
+    | Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(strict=False, min_length=1), Tag("ids")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="raw_prompt_type",
+        custom_error_message="Input should be a text or a list of token ids",
+    ),
+]
+
+
 class Message(BaseModel):
     """One turn of the conversation."""
 
     model_config = _Strict
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Annotated[str, AfterValidator(whole_text)]
 
     @model_validator(mode="before")
     @classmethod
@@ -64,12 +98,6 @@ class Message(BaseModel):
         if isinstance(data, Mapping) and data.get("role") == "developer":
             return {**data, "role": "system"}
         return data
-
-    @model_validator(mode="after")
-    def _whole_text(self) -> Message:
-        if any("\ud800" <= c <= "\udfff" for c in self.content):
-            raise ValueError("content holds a lone surrogate, which is no text")
-        return self
 
 
 class SamplingParams(BaseModel):
@@ -134,6 +162,17 @@ class GenerateRequest(BaseModel):
     ] = ()
     sampling: SamplingParams = SamplingParams()
     nudge: NudgeParams = NudgeParams()
+    logprobs: _Count | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="score each token of the answer, with so many of the best ones at its place; none: no scores",
+    )
+    raw_prompt: RawPrompt | None = Field(
+        default=None,
+        description="what the base model is given instead of the messages: this text without a prompt format, or these "
+        "token ids without a BOS; the nudging model is given the messages",
+    )
 
 
 def build_request(messages: Sequence[Mapping[str, Any] | Message] | str, **settings: Any) -> GenerateRequest:
