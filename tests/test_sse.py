@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from edge_nudge.client.sse import EventReader
 def read(data: bytes, *cuts: int) -> list[str]:
     reader = EventReader()
     places = [0, *sorted(cuts), len(data)]
-    return [event for start, end in zip(places, places[1:], strict=False) for event in reader.feed(data[start:end])]
+    return [event for start, end in pairwise(places) for event in reader.feed(data[start:end])]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 Owns the order of an answer and its totals. Never touches a connection but to end it from another thread.
 
-1. Each chunk with text is one Piece; a Handoff stands before a piece of another author. Handoffs behind which nothing
-   was shown are not known here, the totals count them.
-2. Finished comes last, once: with the server's totals; after `cancel` with what was counted here, because a server whose
-   client has gone says nothing any more.
+1. Each chunk with text is one Piece; a Handoff stands before a piece of another author. Handoffs behind which
+   nothing was shown are not known here, the totals count them.
+2. Finished comes last, once: with the server's totals; after `cancel` with what was counted here, because a server
+   whose client has gone says nothing any more.
 3. An error in the middle is raised where it comes: what was given before it stays.
 4. A stream that ends without Finished has been cut off, and that is an error.
 """
@@ -17,7 +17,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from edge_nudge.client.calls import Generation
@@ -93,14 +93,17 @@ class Exchange:
             return self._cancelled()
         raise connection_error(error, self._target, has_begun=self._author is not None) from error
 
-    def end(self) -> Iterator[Event]:
+    def end(self) -> list[Event]:
         """Take the end of the stream. Raises ServerLostError if the answer had not ended."""
+        if self.is_over:
+            return []
         if self._last is not None:
-            yield from self._over()
-        elif self._is_cancelled:
-            yield self._cancelled()
-        else:
-            raise ServerLostError(f"the server at {self._target.address} broke an answer off: it may be stopping")
+            self.is_over = True
+            with self._reading():
+                return [self._finished(self._last)]
+        if self._is_cancelled:
+            return [self._cancelled()]
+        raise ServerLostError(f"the server at {self._target.address} broke an answer off: it may be stopping")
 
     # --- the answer
 
@@ -110,50 +113,54 @@ class Exchange:
             if text == DONE:
                 yield from self.end()
                 return
-            try:
-                yield from self._chunk(json.loads(text))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                raise ServerError(
-                    f"the server at {self._target.address} streams otherwise than edge-nudge does ({error!r}): "
-                    f"is it another server?"
-                ) from error
+            with self._reading():
+                events = self._chunk(json.loads(text))
+            yield from events
 
-    def _chunk(self, chunk: Mapping[str, Any]) -> Iterator[Event]:
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ServerError(
+                f"the server at {self._target.address} streams otherwise than edge-nudge does ({error!r}): "
+                f"is it another server?"
+            ) from error
+
+    def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
         if "error" in chunk:
             raise of_document(chunk["error"])
         if chunk.get("usage"):
             self._tokens = chunk["usage"]
+        events: list[Event] = []
         for choice in chunk["choices"][:1]:
             text = choice["text"] if "text" in choice else choice["delta"].get("content")
             if text:
-                yield from self._piece(text, chunk["nudge"], choice)
+                events = self._piece(text, chunk["nudge"])
             if choice.get("finish_reason") is not None:
                 self._last = chunk
+        return events
 
-    def _piece(self, text: str, nudge: Mapping[str, Any], choice: Mapping[str, Any]) -> Iterator[Event]:
+    def _piece(self, text: str, nudge: Mapping[str, Any]) -> list[Event]:
         author, reason = Role(nudge["author"]), HandoffReason(nudge["reason"])
         piece = Piece(text, author, nudge["top_prob"], reason, nudge["n_tokens"])
-        if self._usage.first_piece_s is None:
+        handoff: list[Event] = []
+        if self._author is None:
             self._usage.first_piece_s = self._clock() - self._started
         elif author is not self._author:
             self._usage.n_handoffs += 1
-            yield Handoff(author, reason, piece.top_prob)
+            handoff = [Handoff(author, reason, piece.top_prob)]
         self._author = author
         usage = self._usage.of(author)
         usage.n_written += piece.n_tokens
         usage.n_chars += len(text)
-        yield piece
+        return [*handoff, piece]
 
-    def _over(self) -> Iterator[Event]:
-        assert self._last is not None
-        if self.is_over:
-            return
-        self.is_over = True
-        nudge: Mapping[str, Any] = self._last["nudge"]
-        reason = FinishReason(nudge.get("finish_reason") or self._last["choices"][0]["finish_reason"])
-        yield Finished(
-            reason, FinishDetail(nudge["finish_detail"]), self._totals(nudge), nudge["seed"], nudge["stop_string"]
-        )
+    def _finished(self, chunk: Mapping[str, Any]) -> Finished:
+        nudge: Mapping[str, Any] = chunk["nudge"]
+        reason = FinishReason(chunk["choices"][0]["finish_reason"])
+        detail = FinishDetail(nudge["finish_detail"])
+        return Finished(reason, detail, self._totals(nudge), nudge["seed"], nudge["stop_string"])
 
     def _totals(self, nudge: Mapping[str, Any]) -> Usage:
         """Return the server's totals; characters are counted here, they are in no answer."""
@@ -176,7 +183,9 @@ class Exchange:
     def _cancelled(self) -> Finished:
         self.is_over = True
         self._usage.total_s = self._clock() - self._started
-        return Finished(FinishReason.CANCELLED, FinishDetail.CANCELLED, self._usage, self._generation.body.get("seed", 0))
+        return Finished(
+            FinishReason.CANCELLED, FinishDetail.CANCELLED, self._usage, self._generation.body.get("seed", 0)
+        )
 
 
 def _number(value: float | None) -> float:

@@ -77,8 +77,8 @@ class Stream(Iterator[Event]):
 class Client:
     """The local API; without arguments that of the server which runs for this user.
 
-    `endpoint`, `socket` (a path) or `url` name another one; `key` is for a url. Close it, or use it in a with statement.
-    Raises InputError, NoServerError.
+    `endpoint`, `socket` (a path) or `url` name another one; `key` is for a url. Close it, or use it in a with
+    statement. Raises InputError, NoServerError.
     """
 
     def __init__(

@@ -45,7 +45,8 @@ class Call(Generic[T]):
             return self.read(json.loads(content))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ServerError(
-                f"{self.method} {self.path} was answered otherwise than edge-nudge does ({error!r}): is it another server?"
+                f"{self.method} {self.path} was answered otherwise than edge-nudge does ({error!r}): "
+                f"is it another server?"
             ) from error
 
 

@@ -49,7 +49,9 @@ def connection_error(error: Exception, target: Target, *, has_begun: bool = Fals
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return NoServerError(f"no server answers at {target.address} ({_reason(error)}): {REMEDY}")
     if has_begun:
-        return ServerLostError(f"the server at {target.address} went away in the middle of an answer ({_reason(error)})")
+        return ServerLostError(
+            f"the server at {target.address} went away in the middle of an answer ({_reason(error)})"
+        )
     return ServerLostError(f"the server at {target.address} went away before it answered ({_reason(error)})")
 
 

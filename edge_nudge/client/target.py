@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from edge_nudge.client.failures import REMEDY
 from edge_nudge.endpoint import Endpoint, read_endpoint
 from edge_nudge.errors import InputError, NoServerError
 
 CONNECT_S = 5.0
 _HOST_BEHIND_A_SOCKET = "http://localhost"
-REMEDY = "start one with edge-nudge serve"
 
 
 @dataclass(frozen=True, slots=True)
