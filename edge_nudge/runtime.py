@@ -23,7 +23,7 @@ from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import Event, Finished, Role
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import make_policy
-from edge_nudge.core.prompt import Prompt, encode_prompt
+from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
 from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
 from edge_nudge.core.schedule import Schedule
 from edge_nudge.core.session import Session
@@ -178,7 +178,9 @@ class Pair:
             session.forget()
 
     def base_prompt(self, request: GenerateRequest, now: datetime) -> Prompt:
-        """Return the base model's prompt: plain text in the pair's format."""
+        """Return the base model's prompt: plain text in the pair's format, or the request's raw prompt."""
+        if request.raw_prompt is not None:
+            return encode_raw(self.base, request.raw_prompt)
         spans = render_base(self._format, request.messages, now)
         return encode_prompt(self.base, spans, self._format.end_strings)
 
@@ -191,7 +193,9 @@ class Pair:
 
     def _writer(self, role: Role, prompt: Prompt, request: GenerateRequest, seed: int) -> Writer:
         foresight = self._foresight(role, request)
-        return Writer(role, self.backends[role], self._sessions[role], prompt, request.sampling, seed, foresight)
+        return Writer(
+            role, self.backends[role], self._sessions[role], prompt, request.sampling, seed, foresight, request.logprobs
+        )
 
     def _prompt_batch(self, role: Role, backend: Backend) -> int | None:
         curve = self.curves.get(role)

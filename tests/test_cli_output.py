@@ -14,9 +14,9 @@ from cli_fakes import SHORT, Ended, Invoke, invoker, loader, text_of
 from tiny_gguf import write_tiny
 
 from edge_nudge import runtime
-from edge_nudge.cli.document import answer_document, to_json
 from edge_nudge.core.events import FinishDetail, Finished, FinishReason, HandoffReason, Piece, Role, Usage
 from edge_nudge.core.request import build_request
+from edge_nudge.document import answer_document, to_json
 
 FILES = ("-m", "base.gguf", "--nudge", "nudging.gguf")
 

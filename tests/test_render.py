@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_nudge.cli.render import AnswerView, Painter, legend, one_line, tokens_per_s, totals, visible, wants_color
+from edge_nudge.cli.render import AnswerView, Painter, legend, one_line, totals, visible, wants_color
 from edge_nudge.core.events import FinishDetail, Finished, FinishReason, HandoffReason, ModelUsage, Piece, Role, Usage
 
 
@@ -135,7 +135,7 @@ def test_totals_tell_numbers_and_the_end() -> None:
     assert totals(finished(FinishDetail.CANCELLED), is_drawn=False, width=999) == (
         "30 base + 10 nudging tokens · nudging ratio 25.0% (25.0% of characters) · 1 handoff · cancelled"
     )
-    assert tokens_per_s(Usage()) is None
+    assert Usage().tokens_per_s is None
 
 
 @pytest.mark.parametrize("width", [1, 40, 80, 120])

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_nudge.core.costs import BatchCost, CostCurve
 from edge_nudge.core.decoder import Decoder
-from edge_nudge.core.events import Event, Finished, Piece, Role
+from edge_nudge.core.events import Event, Finished, Piece, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.reference import Model, Reference
@@ -77,7 +77,16 @@ class World:
     ) -> Decoder:
         prompts = (self.base_prompt, self.nudging_prompt)
         writers = [
-            Writer(role, session._backend, session, prompt, self.request.sampling, self.seed, self.foresight())
+            Writer(
+                role,
+                session._backend,
+                session,
+                prompt,
+                self.request.sampling,
+                self.seed,
+                self.foresight(),
+                self.request.logprobs,
+            )
             for role, session, prompt in zip(Role, sessions or self.sessions(), prompts, strict=True)
         ]
         return Decoder(*writers, self.request, seed=self.seed, clock=lambda: 0.0, is_cancelled=is_cancelled)
@@ -101,7 +110,7 @@ class World:
 class Answer:
     """What an answer comes down to."""
 
-    units: list[tuple[Role, str, float | None, str, int]] = field(default_factory=list)
+    units: list[tuple[Role, str, float | None, str, int, tuple[TokenScore, ...]]] = field(default_factory=list)
     detail: str = ""
     stop_string: str | None = None
 
@@ -114,15 +123,17 @@ def decoded(events: list[Event]) -> Answer:
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert not any(isinstance(event, Finished) for event in events[:-1])
-    units = [(e.author, e.text, e.top_prob, e.reason.value, e.n_tokens) for e in events if isinstance(e, Piece)]
+    units = [
+        (e.author, e.text, e.top_prob, e.reason.value, e.n_tokens, e.tokens) for e in events if isinstance(e, Piece)
+    ]
     return Answer(units, finished.detail.value, finished.stop_string)
 
 
 def referred(reference: Reference) -> Answer:
     detail = reference.run()
 
-    def flat(unit: Unit) -> tuple[Role, str, float | None, str, int]:
-        return unit.author, unit.data.decode(), unit.top_prob, unit.reason.value, len(unit.token_starts)
+    def flat(unit: Unit) -> tuple[Role, str, float | None, str, int, tuple[TokenScore, ...]]:
+        return unit.author, unit.data.decode(), unit.top_prob, unit.reason.value, len(unit.token_starts), unit.tokens
 
     return Answer([flat(unit) for unit in reference.units], detail.value, reference.stop_string)
 
@@ -147,6 +158,7 @@ def random_world(number: int, **fixed: Any) -> World:
         "end_prob": rng.choice([0.001, 0.1, 2.0]),
         "max_turns": rng.choice([1, 3, 1000, 1000]),
         "loop_guard": rng.random() < 0.8,
+        "logprobs": (None, 0, 1, 3)[number % 4],
     }
     settings.update(fixed)
     base_vocabulary = BASE_VOCABULARY

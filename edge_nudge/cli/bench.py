@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import bench_options, opening, options, streams
-from edge_nudge.cli.document import pair_document, to_json
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal, wants_color
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.events import Role
+from edge_nudge.document import pair_document, to_json
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:

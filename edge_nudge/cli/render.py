@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from edge_nudge.core.events import FinishDetail, Finished, Piece, Role, Usage
+from edge_nudge.core.events import FinishDetail, Finished, Piece, Role
 
 # C0 but tab and newline, DEL, C1; line and paragraph separators; bidi embeddings, overrides and isolates (the
 # "Trojan source" set); zero-width and invisible operators that no script needs; interlinear annotation.
@@ -107,14 +107,9 @@ def legend(base: str, nudging: str, painter: Painter) -> str:
     return f"base model {one_line(base)}{_SEPARATOR}{painter(text, Role.NUDGING)}"
 
 
-def tokens_per_s(usage: Usage) -> float | None:
-    """Return the tokens of both models by the time from request to end; None where no time passed."""
-    return usage.n_completion / usage.total_s if usage.total_s > 0 else None
-
-
 def totals(finished: Finished, *, is_drawn: bool, width: int) -> str:
     """Return the totals of an answer; `is_drawn` adds the seed, lines break between parts at `width` characters."""
-    usage, rate = finished.usage, tokens_per_s(finished.usage)
+    usage, rate = finished.usage, finished.usage.tokens_per_s
     parts = [
         f"{usage.base.n_written} base + {usage.nudging.n_written} nudging tokens",
         f"nudging ratio {usage.ratio_tokens:.1%} ({usage.ratio_chars:.1%} of characters)",

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import opening, options, streams
-from edge_nudge.cli.document import answer_document, pair_document, to_json
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import AnswerView, Painter, is_terminal, legend, totals, wants_color
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.events import Finished, Piece
+from edge_nudge.document import answer_document, pair_document, to_json
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:

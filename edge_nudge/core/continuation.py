@@ -24,6 +24,7 @@ class Continuation:
     """Prompt and answer of one model in one request."""
 
     def __init__(self, prompt: Prompt, backend: Backend) -> None:
+        self._prompt = prompt
         self._head = prompt.head
         self._tail = prompt.tail
         self._backend = backend
@@ -44,7 +45,7 @@ class Continuation:
 
     def _tokenize(self, text: bytes) -> list[int]:
         if len(text) < LONG_BYTES or not self._backend.words_are_separate:
-            return self._backend.tokenize(text)
+            return self._prompt.tokenize(self._backend, text)
         if not self._is_settled_in(text):  # a guard has cut the answer back
             self._settled, self._settled_ids = b"", []
         place = last_settled_place(text, len(self._settled))
@@ -62,8 +63,10 @@ class Continuation:
 
     def _part(self, text: bytes) -> list[int]:
         """Tokenize what stands behind the settled beginning of `text`."""
+        if not self._settled:
+            return self._prompt.tokenize(self._backend, text)
         part = text[len(self._settled) :]
-        if self._settled and part and self._backend.info.adds_space_prefix:
+        if part and self._backend.info.adds_space_prefix:
             part = part[1:]  # the tokenizer puts the part's own blank in front
         return self._backend.tokenize(part)
 

@@ -86,6 +86,8 @@ class Decoder:
         self._nudging = nudging
         self._params = request.nudge
         self._max_tokens = request.max_tokens
+        self._is_scored = request.logprobs is not None
+        self._drops_lead = request.raw_prompt is None  # a plain completion keeps the blanks it begins with
         self._policy = make_policy(request.nudge)
         self._transcript = Transcript(
             [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
@@ -148,7 +150,7 @@ class Decoder:
             return CONTEXT_FULL[Role.NUDGING]
         if turn.reason in (HandoffReason.BASE_END, HandoffReason.LOOP) and self._is_finished():
             return End(FinishReason.STOP, FinishDetail.RESTART_GUARD)
-        opens_answer = len(self._transcript) == 0
+        opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(overlap, opens_answer=opens_answer)
         top_prob, probe = turn.top_prob, None
         while True:
@@ -198,7 +200,7 @@ class Decoder:
                 if draft.can_take(piece):
                     break
                 banned.append(token)  # no text can come of it: the next best one
-            draft.push(piece)
+            draft.push(piece, nudging.score(token) if self._is_scored else None)
             nudging.pending = token
         return None
 
@@ -238,7 +240,7 @@ class Decoder:
     def _base_turn(self, turn: Turn) -> Steps:
         base = self._base
         token, top_prob = turn.token, turn.top_prob
-        opens_answer = len(self._transcript) == 0
+        opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(turn.overlap, opens_answer=opens_answer)
         while True:
             if base.is_eog(token):
@@ -246,7 +248,7 @@ class Decoder:
             piece = base.piece(token)
             if not piece or not draft.can_take(piece):
                 return self._to_nudging(HandoffReason.UNUSABLE, top_prob)
-            draft.push(piece)
+            draft.push(piece, base.score(token) if self._is_scored else None)
             if size := draft.whole_size():
                 if opens_answer:
                     base.add_lead(draft.n_lead)
@@ -279,8 +281,8 @@ class Decoder:
         return None if self._max_tokens is None else self._max_tokens - self._transcript.n_tokens
 
     def _unit(self, role: Role, draft: Draft, size: int, reason: HandoffReason, top_prob: float | None) -> Unit:
-        data, token_starts = draft.take(size)
-        return Unit(role, data, token_starts, top_prob, reason)
+        data, token_starts, tokens = draft.take(size)
+        return Unit(role, data, token_starts, top_prob, reason, tokens)
 
     def _accept(self, unit: Unit) -> Outcome | None:
         """Add a unit to the answer, within the token limit; return what follows, or None to go on."""

@@ -8,6 +8,8 @@ Owns cutting a model's tokens into whole words and characters. Never accepts any
 
 from __future__ import annotations
 
+from edge_nudge.core.events import TokenScore
+from edge_nudge.core.token_scores import split_tokens, without_blanks
 from edge_nudge.core.words import first_word_end, whole_characters
 
 
@@ -17,6 +19,7 @@ class Draft:
     def __init__(self, overlap: int, *, opens_answer: bool) -> None:
         self._data = bytearray()
         self._starts: list[int] = []
+        self._scored: list[TokenScore] = []  # of the same tokens, where they are scored; their data is the text
         self._n_left = 1 << 30 if opens_answer else overlap  # blanks that may still be swallowed
         self._overlap = overlap
         self._n_swallowed = 0
@@ -37,8 +40,10 @@ class Draft:
         """Tell whether the text stays valid UTF-8 with this piece."""
         return (piece.isascii() and not self._has_rest()) or whole_characters(bytes(self._data) + piece) is not None
 
-    def push(self, piece: bytes) -> None:
-        """Add the text of one token."""
+    def push(self, piece: bytes, score: TokenScore | None = None) -> None:
+        """Add the text of one token, and its score if tokens are scored."""
+        if score is not None:
+            self._scored.append(without_blanks(score, self._n_left))
         if self._n_left:
             rest = piece.lstrip(b" ")
             n_blanks = min(len(piece) - len(rest), self._n_left)
@@ -68,8 +73,8 @@ class Draft:
         """What is drafted and not taken yet; its last character may be incomplete."""
         return bytes(self._data)
 
-    def take(self, size: int) -> tuple[bytes, tuple[int, ...]]:
-        """Remove the first `size` bytes and return them with the offsets of the tokens that begin in them.
+    def take(self, size: int) -> tuple[bytes, tuple[int, ...], tuple[TokenScore, ...]]:
+        """Remove the first `size` bytes and return them with the tokens that begin in them: offsets and scores.
 
         A token that was swallowed whole goes with the text behind it.
         """
@@ -77,7 +82,10 @@ class Draft:
         starts = tuple(start for start in self._starts if start < size)
         self._starts = [start - size for start in self._starts[len(starts) :]]
         del self._data[:size]
-        return data, starts
+        if not self._scored:
+            return data, starts, ()
+        tokens, self._scored = split_tokens(self._scored, size)
+        return data, starts, tokens
 
     def _has_rest(self) -> bool:
         return self.whole_size() < len(self._data)

@@ -159,6 +159,11 @@ class Usage:
         total = self.base.n_chars + self.nudging.n_chars
         return self.nudging.n_chars / total if total else 0.0
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens of both models by the time from request to end; None where no time passed."""
+        return self.n_completion / self.total_s if self.total_s > 0 else None
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

@@ -23,19 +23,32 @@ from edge_nudge.errors import InputError
 
 _SPACE = " \t\n\v\f\r"  # what the native tokenizer strips beside a marker
 # Bytes that merge with nothing: text tokenized behind one of them is not at a text's start.
-_ANCHORS = ("\x01", "\n")
+_ANCHORS = (b"\x01", b"\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One model's prompt: the ids of prompt and answer are `head + tokenize(tail + answer)`.
 
-    `end_strings` are the texts by which a base model begins a new turn of its prompt format.
+    `end_strings` are the texts by which a base model begins a new turn of its prompt format. `is_open`: the head ends
+    inside a text, so what is tokenized behind it gets no blank in front.
     """
 
     head: tuple[int, ...]
     tail: bytes
     end_strings: tuple[bytes, ...] = ()
+    is_open: bool = False
+
+    def tokenize(self, backend: Backend, text: bytes) -> list[int]:
+        """Tokenize what stands behind the head."""
+        if not self.is_open or not text:
+            return backend.tokenize(text)
+        ids = tokenize_inside(backend, text)
+        if ids is None:
+            raise InputError(
+                f"the tokenizer of model {backend.info.name} cannot go on behind token ids: give the prompt as text"
+            )
+        return ids
 
 
 def encode_prompt(backend: Backend, spans: Iterable[Span], end_strings: Sequence[str] = ()) -> Prompt:
@@ -57,6 +70,46 @@ def encode_prompt(backend: Backend, spans: Iterable[Span], end_strings: Sequence
             raise InputError(f"the prompt is empty and model {backend.info.name} has no token to start from: write one")
         head = [backend.info.bos]
     return Prompt(tuple(head), tail.encode(), tuple(text.encode() for text in end_strings))
+
+
+def encode_raw(backend: Backend, raw: str | Sequence[int]) -> Prompt:
+    """Turn a plain text (BOS in front where the model adds it), or ids as they are, into a prompt.
+
+    Raises InputError for an id that the model does not have, and as `encode_prompt` does.
+    """
+    if isinstance(raw, str):
+        return encode_prompt(backend, [Span(raw, True)])
+    if not raw:
+        raise InputError("the prompt has no token ids: give at least one")
+    n_vocab = backend.info.n_vocab
+    for token in raw:
+        if not 0 <= token < n_vocab:
+            raise InputError(
+                f"token id {token} is not in the vocabulary of model {backend.info.name}: "
+                f"its ids are 0 to {n_vocab - 1}"
+            )
+    prompt = Prompt(tuple(raw), b"", is_open=True)
+    prompt.tokenize(backend, b"a")  # refused now, not at the first handoff
+    return prompt
+
+
+def tokenize_inside(backend: Backend, text: bytes) -> list[int] | None:
+    """Tokenize a text that is not at a start: without the blank that SentencePiece puts there.
+
+    None where the tokenizer cannot be brought to it.
+    """
+    if not backend.info.adds_space_prefix:
+        return backend.tokenize(text)
+    for anchor in _ANCHORS:
+        ids = backend.tokenize(anchor + text)
+        seen = b""
+        for n, token in enumerate(ids):
+            if seen == b" " + anchor:
+                return ids[n:]
+            seen += backend.piece(token)
+        if seen == b" " + anchor:
+            return []
+    return None
 
 
 class _Encoder:
@@ -162,15 +215,10 @@ class _Encoder:
         return spelling.startswith(("<|", "<｜")) or spelling.endswith(("|>", "｜>"))
 
     def _unprefixed(self, text: str) -> list[int]:
-        """Tokenize a text that is not at a start: without the blank that SentencePiece puts there."""
-        if not self._info.adds_space_prefix:
-            return self._backend.tokenize(text.encode())
-        for anchor in _ANCHORS:
-            ids = self._backend.tokenize((anchor + text).encode())
-            start = next((n for n in range(len(ids) + 1) if self._pieces(ids[:n]) == b" " + anchor.encode()), None)
-            if start is not None:
-                return ids[start:]
-        raise self._inseparable(text)
+        ids = tokenize_inside(self._backend, text.encode())
+        if ids is None:
+            raise self._inseparable(text)
+        return ids
 
     def _inseparable(self, text: str) -> InputError:
         return InputError(

@@ -18,12 +18,13 @@ from typing import NoReturn
 
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.draft import Draft
-from edge_nudge.core.events import FinishDetail, HandoffReason, Role
+from edge_nudge.core.events import FinishDetail, HandoffReason, Role, TokenScore
 from edge_nudge.core.loops import MIN_TOKENS, MIN_WORDS
 from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.request import GenerateRequest
 from edge_nudge.core.sampling import Probe, Reader, Sampler, Scores
+from edge_nudge.core.token_scores import TokenScorer
 from edge_nudge.core.transcript import Unit, cut_to_tokens
 
 
@@ -58,12 +59,13 @@ class Model:
         self.role, self.backend, self.prompt = role, backend, prompt
         self.reader = Reader(backend.info.n_vocab, role.value)
         self.sampler = Sampler(request.sampling, role, seed)
+        self.scorer = None if request.logprobs is None else TokenScorer(backend, self.reader, request.logprobs)
         self.lead = b""  # blanks this model wrote in front of the answer
 
     def ids(self, answer: bytes) -> list[int]:
         """Ids of prompt and answer, without the blanks at the end. Raises Finish if there is no room to write."""
         text = self.prompt.tail + self.lead + answer
-        ids = [*self.prompt.head, *self.backend.tokenize(text[: len(text) - self.overlap(answer)])]
+        ids = [*self.prompt.head, *self.prompt.tokenize(self.backend, text[: len(text) - self.overlap(answer)])]
         self.check_room(ids)
         return ids
 
@@ -92,6 +94,9 @@ class Model:
 
     def probe(self, ids: list[int]) -> Probe:
         return self.reader.probe(self.scores(ids), with_second=True, with_entropy=True)
+
+    def score(self, ids: list[int], token: int) -> TokenScore | None:
+        return None if self.scorer is None else self.scorer.score(self.scores(ids), token)
 
     def end_prob(self, ids: list[int]) -> float:
         return self.reader.prob_of(self.scores(ids), self.backend.eog_tokens)
@@ -145,7 +150,7 @@ class Reference:
         after_end = reason in (HandoffReason.BASE_END, HandoffReason.LOOP)
         if after_end and self.nudging.end_prob(ids) >= self.request.nudge.end_prob:
             raise Finish(FinishDetail.RESTART_GUARD)
-        opens_answer = not self.text
+        opens_answer = self.request.raw_prompt is None and not self.text
         draft = Draft(self.nudging.overlap(self.text), opens_answer=opens_answer)
         unsure: Probe | None = None
         while True:
@@ -182,7 +187,7 @@ class Reference:
                 return FinishDetail.END_OF_GENERATION
             if not self.nudging.backend.piece(token):
                 return FinishDetail.CONTROL_TOKEN
-            draft.push(self.nudging.backend.piece(token))
+            draft.push(self.nudging.backend.piece(token), self.nudging.score(ids, token))
             ids.append(token)
         return None
 
@@ -207,7 +212,7 @@ class Reference:
         """Write tokens while the base model is sure."""
         self.base_turn_start = len(self.text)
         ids = self.base.ids(self.text)
-        opens_answer = not self.text
+        opens_answer = self.request.raw_prompt is None and not self.text
         draft = Draft(self.base.overlap(self.text), opens_answer=opens_answer)
         while True:
             piece = self.base.backend.piece(token)
@@ -215,7 +220,7 @@ class Reference:
                 self.leave_base(HandoffReason.BASE_END, top_prob)
             if not piece or not draft.can_take(piece):
                 self.leave_base(HandoffReason.UNUSABLE, top_prob)
-            draft.push(piece)
+            draft.push(piece, self.base.score(ids, token))
             ids.append(token)
             if size := draft.whole_size():
                 if opens_answer:
@@ -248,11 +253,11 @@ class Reference:
         return self.request.max_tokens - sum(len(unit.token_starts) for unit in self.units)
 
     def accept(self, role: Role, draft: Draft, size: int, reason: HandoffReason, top_prob: float | None) -> None:
-        data, token_starts = draft.take(size)
-        unit = Unit(role, data, token_starts, top_prob, reason)
+        data, token_starts, tokens = draft.take(size)
+        unit = Unit(role, data, token_starts, top_prob, reason, tokens)
         is_last = False
         if self.request.max_tokens is not None:
-            is_last = len(token_starts) >= self.n_room
+            is_last = len(unit.token_starts) >= self.n_room
             unit = cut_to_tokens(unit, self.n_room)
         if unit.data:
             n_old = len(self.text)

@@ -67,6 +67,11 @@ class Reader:
         total = float(weights.sum())
         return sum(float(weights[token]) for token in tokens) / total
 
+    def log_total(self, scores: Scores) -> float:
+        """Return what to take off a score to get the log of its probability. Raises NonFiniteScoresError."""
+        shift = self._shift(scores, self.top(scores))
+        return shift + math.log(float(self._weights(scores, shift).sum()))
+
     def top(self, scores: Scores) -> int:
         """Return the token with the highest score, the lowest id on a tie. Raises NonFiniteScoresError."""
         top = int(scores.argmax())  # answers the place of a NaN if there is one

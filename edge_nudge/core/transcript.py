@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from edge_nudge.core.events import HandoffReason, Piece, Role
+from edge_nudge.core.events import HandoffReason, Piece, Role, TokenScore
 from edge_nudge.core.loops import LoopGuard
 from edge_nudge.core.matching import StopMatcher
+from edge_nudge.core.token_scores import split_tokens
 from edge_nudge.core.words import whole_characters
 
 
@@ -30,10 +31,14 @@ class Unit:
     token_starts: tuple[int, ...]  # offsets into data, ascending
     top_prob: float | None
     reason: HandoffReason
+    tokens: tuple[TokenScore, ...] = ()  # where tokens are scored; their joined data is `data`
 
     def cut(self, n_bytes: int) -> Unit:
         """Return the first `n_bytes` bytes, with the tokens that begin in them."""
-        return replace(self, data=self.data[:n_bytes], token_starts=tuple(t for t in self.token_starts if t < n_bytes))
+        starts = tuple(t for t in self.token_starts if t < n_bytes)
+        return replace(
+            self, data=self.data[:n_bytes], token_starts=starts, tokens=split_tokens(self.tokens, n_bytes)[0]
+        )
 
 
 class Verdict(Enum):
@@ -131,9 +136,8 @@ class Transcript:
         while self._waiting and self._n_shown + len(self._waiting[0].data) <= end:
             unit = self._waiting.popleft()
             self._n_shown += len(unit.data)
-            pieces.append(
-                Piece(unit.data.decode("utf-8"), unit.author, unit.top_prob, unit.reason, len(unit.token_starts))
-            )
+            text, n_tokens = unit.data.decode("utf-8"), len(unit.token_starts)
+            pieces.append(Piece(text, unit.author, unit.top_prob, unit.reason, n_tokens, unit.tokens))
         return pieces
 
     def _author_at(self, offset: int) -> Role:

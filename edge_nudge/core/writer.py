@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 
 from edge_nudge.core.backend import Backend
 from edge_nudge.core.continuation import Continuation
-from edge_nudge.core.events import ModelUsage, Role
+from edge_nudge.core.events import ModelUsage, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import NudgePolicy
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.request import SamplingParams
 from edge_nudge.core.sampling import Probe, Reader, Sampler
 from edge_nudge.core.session import Session
+from edge_nudge.core.token_scores import TokenScorer
 from edge_nudge.core.words import whole_characters
 
 
@@ -36,6 +37,7 @@ class Writer:
         sampling: SamplingParams,
         seed: int,
         foresight: Foresight | None = None,
+        n_top: int | None = None,
     ) -> None:
         self.role = role
         self.end_strings = prompt.end_strings
@@ -47,6 +49,7 @@ class Writer:
         self._continuation = Continuation(prompt, backend)
         self._reader = Reader(backend.info.n_vocab, role.value)
         self._sampler = Sampler(sampling, role, seed)
+        self._scorer = None if n_top is None else TokenScorer(backend, self._reader, n_top)
         self.n_ctx = backend.info.n_ctx
         self.n_prompt = len(self._continuation.ids(b"")[0])
         self.add_lead = self._continuation.add_lead
@@ -109,6 +112,10 @@ class Writer:
         if self._top is not None and self._sampler.is_greedy and not banned:
             return self._top
         return self._sampler.draw(self._session.scores, self._reader, len(self._session), banned)
+
+    def score(self, token: int) -> TokenScore | None:
+        """Score a token by the scores it was drawn from, if tokens are scored; ask before the next native call."""
+        return None if self._scorer is None else self._scorer.score(self._session.scores, token)
 
     def end_prob(self) -> float:
         """Return the probability that the generation ends here."""

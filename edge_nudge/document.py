@@ -1,4 +1,4 @@
-"""The JSON object of one answer: what `--json` prints.
+"""The JSON objects of an answer: what `--json` prints, and the totals that the local API gives in the same shape.
 
 Owns the names and the shape. Never prints, and never computes what an event already says.
 
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_nudge.cli.render import tokens_per_s
 from edge_nudge.core.events import Finished, ModelUsage, Piece, Role, Usage
 
 if TYPE_CHECKING:
@@ -37,39 +36,45 @@ def answer_document(
     usage = finished.usage
     return {
         "text": "".join(piece.text for piece in pieces),
-        "pieces": [
-            {
-                "text": piece.text,
-                "author": piece.author.value,
-                "top_prob": _finite(piece.top_prob),
-                "reason": piece.reason.value,
-                "n_tokens": piece.n_tokens,
-            }
-            for piece in pieces
-        ],
+        "pieces": [{"text": piece.text, **piece_document(piece)} for piece in pieces],
         "finish_reason": finished.reason.value,
         "finish_detail": finished.detail.value,
         "stop_string": finished.stop_string,
-        "usage": {
-            "prompt_tokens": usage.base.n_prompt,
-            "nudging_prompt_tokens": usage.nudging.n_prompt,
-            "completion_tokens": usage.n_completion,
-            "base_completion_tokens": usage.base.n_written,
-            "nudging_completion_tokens": usage.nudging.n_written,
-            "total_tokens": usage.base.n_prompt + usage.n_completion,
-        },
-        "nudge": _nudge(usage, request),
+        "usage": usage_document(usage),
+        "nudge": nudge_document(usage, request),
         "timings": {
-            "load_s": _finite(load_s),
-            "first_piece_s": _finite(usage.first_piece_s),
-            "total_s": _finite(usage.total_s),
-            "tokens_per_s": _finite(tokens_per_s(usage)),
-            "base_native_s": _finite(usage.base.native_s),
-            "nudging_native_s": _finite(usage.nudging.native_s),
+            "load_s": finite(load_s),
+            "first_piece_s": finite(usage.first_piece_s),
+            "total_s": finite(usage.total_s),
+            "tokens_per_s": finite(usage.tokens_per_s),
+            "base_native_s": finite(usage.base.native_s),
+            "nudging_native_s": finite(usage.nudging.native_s),
         },
         "seed": finished.seed,
         "pair": dict(pair),
         "warnings": list(warnings),
+    }
+
+
+def piece_document(piece: Piece) -> dict[str, Any]:
+    """Return what is known of a piece beside its text."""
+    return {
+        "author": piece.author.value,
+        "top_prob": finite(piece.top_prob),
+        "reason": piece.reason.value,
+        "n_tokens": piece.n_tokens,
+    }
+
+
+def usage_document(usage: Usage) -> dict[str, int]:
+    """Return the token counts: OpenAI's three, whose prompt is the base model's, and those of each model."""
+    return {
+        "prompt_tokens": usage.base.n_prompt,
+        "nudging_prompt_tokens": usage.nudging.n_prompt,
+        "completion_tokens": usage.n_completion,
+        "base_completion_tokens": usage.base.n_written,
+        "nudging_completion_tokens": usage.nudging.n_written,
+        "total_tokens": usage.base.n_prompt + usage.n_completion,
     }
 
 
@@ -87,18 +92,42 @@ def to_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, allow_nan=False)
 
 
-def _nudge(usage: Usage, request: GenerateRequest) -> dict[str, Any]:
+def nudge_document(usage: Usage, request: GenerateRequest) -> dict[str, Any]:
+    """Return the totals of the nudging; `request` with the threshold that was used."""
     is_solo = request.nudge.rule.value in ("base-only", "nudging-only")
     return {
         "rule": request.nudge.rule.value,
         "gamma": None if is_solo else request.nudge.threshold,
         "lookahead": request.nudge.lookahead,
-        "ratio_tokens": _finite(usage.ratio_tokens),
-        "ratio_chars": _finite(usage.ratio_chars),
+        "ratio_tokens": finite(usage.ratio_tokens),
+        "ratio_chars": finite(usage.ratio_chars),
         "handoffs": usage.n_handoffs,
         "evaluated": {role.value: _evaluated(usage.of(role)) for role in Role},
         "calls": {role.value: usage.of(role).n_calls for role in Role},
         "reused": {role.value: usage.of(role).n_reused for role in Role},
+    }
+
+
+def finished_document(finished: Finished, request: GenerateRequest) -> dict[str, Any]:
+    """Return all that the last event says: the totals of the nudging, the end, and each model's counts and times."""
+    usage = finished.usage
+    return {
+        **nudge_document(usage, request),
+        "finish_reason": finished.reason.value,
+        "finish_detail": finished.detail.value,
+        "stop_string": finished.stop_string,
+        "seed": finished.seed,
+        "first_piece_s": finite(usage.first_piece_s),
+        "total_s": finite(usage.total_s),
+        "models": {
+            role.value: {
+                "n_prompt": usage.of(role).n_prompt,
+                "n_written": usage.of(role).n_written,
+                "n_chars": usage.of(role).n_chars,
+                "native_s": finite(usage.of(role).native_s),
+            }
+            for role in Role
+        },
     }
 
 
@@ -134,5 +163,6 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return tuple(part.absolute() for part in read_model_file(path).parts)
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
+    """Return the number, or None where JSON has no word for it."""
     return number if number is not None and math.isfinite(number) else None

@@ -1,0 +1,140 @@
+"""A served fake pair: in this process through ASGI, or behind real sockets.
+
+A server on sockets runs uvicorn in a thread of the test; what it logs is kept, so that a traceback can be looked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from cli_fakes import LONG, SHORT, Script, fake_pair, text_of
+
+from edge_nudge.runtime import Pair
+from edge_nudge.server.app import Limits, Served, make_app
+from edge_nudge.worker import Worker
+
+WAIT_S = 20.0
+SERVED = Served(id="fake", aliases=("fake-latest",), created=1_700_000_000)
+KEY = "a-key"
+QUESTION = [{"role": "user", "content": "What colour is the sky?"}]
+SHORT_TEXT = text_of(SHORT)
+
+
+@contextmanager
+def a_worker(load: Callable[[], Pair] | None = None, *, script: Script = SHORT, **settings: Any) -> Iterator[Worker]:
+    """A worker with a loaded fake pair; settings that the worker does not know go to the pair."""
+    own = {name: settings.pop(name) for name in ("max_queue", "keep_alive_s") if name in settings}
+    worker = Worker(load or (lambda: fake_pair(script, **settings)), **own)
+    worker.start()
+    assert worker.wait_loaded(WAIT_S)
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        assert worker.join(WAIT_S)
+
+
+@asynccontextmanager
+async def a_client(
+    worker: Worker, served: Served = SERVED, limits: Limits | None = None, *, is_tcp: bool = False, **headers: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application itself, without sockets: as over the Unix socket, or as over TCP."""
+    app = make_app(worker, served=served, limits=limits)
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        scope["server"] = ("127.0.0.1", 4711) if is_tcp else ("/run/edge-nudge.sock", None)
+        await app(scope, receive, send)
+
+    transport = httpx.ASGITransport(reached, raise_app_exceptions=False)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://127.0.0.1:4711", headers=headers, timeout=WAIT_S
+    ) as client:
+        yield client
+
+
+def ask(path: str, body: Any = None, *, script: Script = SHORT, **settings: Any) -> httpx.Response:
+    """One request to a served fake pair: POST with a body (bytes as they are), else GET."""
+
+    async def run(worker: Worker) -> httpx.Response:
+        async with a_client(worker) as client:
+            if body is None:
+                return await client.get(path)
+            headers = {"content-type": "application/json"}
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            return await client.post(path, content=content, headers=headers)
+
+    with a_worker(script=script, **settings) as worker:
+        return asyncio.run(run(worker))
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "messages": QUESTION, **fields}
+
+
+def events(text: str) -> list[Any]:
+    """Return the data of server-sent events: objects, and the string that ends them; pings are left out."""
+    found: list[Any] = []
+    for block in text.split("\n\n")[:-1]:
+        if block == ": ping":
+            continue
+        assert block.startswith("data: "), block
+        assert "\n" not in block
+        data = block.removeprefix("data: ")
+        found.append(data if data == "[DONE]" else json.loads(data))
+    assert text == "" or text.endswith("\n\n")
+    return found
+
+
+@dataclass
+class Listening:
+    """A server on sockets of this test."""
+
+    worker: Worker
+    socket_path: Path
+    port: int
+
+    def client(self, **settings: Any) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=str(self.socket_path))
+        return httpx.Client(transport=transport, base_url="http://server", timeout=WAIT_S, **settings)
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(WAIT_S)
+        connection.connect(str(self.socket_path))
+        return connection
+
+
+@contextmanager
+def listening(
+    folder: Path, *, served: Served = SERVED, limits: Limits | None = None, **settings: Any
+) -> Iterator[Listening]:
+    """Serve a fake pair on a Unix socket and on loopback TCP."""
+    settings.setdefault("script", LONG)
+    path = folder / "s.sock"
+    unix, tcp = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
+    unix.bind(str(path))
+    tcp.bind(("127.0.0.1", 0))
+    with a_worker(**settings) as worker:
+        app = make_app(worker, served=replace(served, key=served.key or KEY), limits=limits)
+        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[unix, tcp])), daemon=True)
+        thread.start()
+        try:
+            yield Listening(worker, path, tcp.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(WAIT_S)
+            unix.close()
+            tcp.close()
+            assert not thread.is_alive()
