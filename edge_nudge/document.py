@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_nudge.core.events import Finished, ModelUsage, Piece, Role, Usage
+from edge_nudge.core.events import Cause, FinishDetail, Finished, FinishReason, ModelUsage, Piece, Role, Usage
 
 if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
@@ -131,6 +131,32 @@ def finished_document(finished: Finished, request: GenerateRequest) -> dict[str,
     }
 
 
+def finished_of(document: Mapping[str, Any]) -> Finished:
+    """Return the last event that `finished_document` was made of. Raises KeyError, ValueError, TypeError."""
+    usage = Usage(
+        **{role.value: _usage_of(document, role) for role in Role},
+        n_handoffs=document["handoffs"],
+        first_piece_s=document["first_piece_s"],
+        total_s=_number(document["total_s"]),
+    )
+    reason, detail = FinishReason(document["finish_reason"]), FinishDetail(document["finish_detail"])
+    return Finished(reason, detail, usage, document["seed"], document["stop_string"])
+
+
+def _usage_of(document: Mapping[str, Any], role: Role) -> ModelUsage:
+    name = role.value
+    model = document["models"][name]
+    return ModelUsage(
+        model["n_prompt"],
+        model["n_written"],
+        model["n_chars"],
+        document["calls"][name],
+        _number(model["native_s"]),
+        {cause: document["evaluated"][name][cause.value] for cause in Cause},
+        document["reused"][name],
+    )
+
+
 def _evaluated(usage: ModelUsage) -> dict[str, int]:
     return {cause.value: n_tokens for cause, n_tokens in usage.evaluated.items()}
 
@@ -161,6 +187,11 @@ def _parts(path: Path) -> tuple[Path, ...]:
     from edge_nudge.engine.gguf import read_model_file
 
     return tuple(part.absolute() for part in read_model_file(path).parts)
+
+
+def _number(value: float | None) -> float:
+    """Return what `finite` was given, as far as that is known."""
+    return math.nan if value is None else value
 
 
 def finite(number: float | None) -> float | None:

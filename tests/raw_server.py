@@ -25,19 +25,18 @@ TOTALS: dict[str, Any] = {
     },
     "calls": {"base": 3, "nudging": 4},
     "reused": {"base": 0, "nudging": 7},
+    "finish_reason": "stop",
     "finish_detail": "stop_string",
     "stop_string": "###",
     "seed": 7,
-    "timings": {"first_piece_s": 0.25, "total_s": 1.5, "base_native_s": 0.5, "nudging_native_s": 0.125},
+    "first_piece_s": 0.25,
+    "total_s": 1.5,
+    "models": {
+        "base": {"n_prompt": 5, "n_written": 2, "n_chars": 4, "native_s": 0.5},
+        "nudging": {"n_prompt": 9, "n_written": 1, "n_chars": 3, "native_s": 0.125},
+    },
 }
-TOKENS = {
-    "prompt_tokens": 5,
-    "nudging_prompt_tokens": 9,
-    "completion_tokens": 3,
-    "base_completion_tokens": 2,
-    "nudging_completion_tokens": 1,
-    "total_tokens": 8,
-}
+TOKENS = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
 
 def piece(text: str, author: str, reason: str, top_prob: float | None = None, n_tokens: int = 1) -> dict[str, Any]:
@@ -87,12 +86,18 @@ class RawServer:
 def read_request(connection: socket.socket) -> tuple[str, bytes]:
     data = b""
     while b"\r\n\r\n" not in data:
-        data += connection.recv(4096)
+        data += read(connection)
     head, body = data.split(b"\r\n\r\n", 1)
     lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
     while len(body) < int(lengths[0] if lengths else 0):
-        body += connection.recv(4096)
+        body += read(connection)
     return head.decode(), body
+
+
+def read(connection: socket.socket) -> bytes:
+    if not (data := connection.recv(4096)):
+        raise ConnectionResetError("the client left before it had asked")
+    return data
 
 
 @contextmanager

@@ -127,11 +127,6 @@ def test_handoffs_stand_between_authors() -> None:
     assert kinds == "PHPPHPF"
 
 
-def test_counts_stand_for_a_usage_that_did_not_come() -> None:
-    usage = collect("sync", "chat", "hi", where=mock(stream(ROLE, *PIECES, END)))[-1].usage
-    assert (usage.base.n_written, usage.nudging.n_written, usage.n_handoffs) == (2, 1, 2)
-
-
 # --- what is sent
 
 
@@ -148,7 +143,7 @@ def sent(call: str, *arguments: Any, **more: Any) -> tuple[str, str, dict[str, A
 
 
 DEFAULTS = {"temperature": 0.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+STREAMED = {"stream": True}
 
 
 def test_a_plain_question_leaves_the_nudging_to_the_server() -> None:

@@ -13,7 +13,6 @@ Owns the order of an answer and its totals. Never touches a connection but to en
 from __future__ import annotations
 
 import json
-import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +24,17 @@ from edge_nudge.client.failures import connection_error, of_document, refusal
 from edge_nudge.client.sse import EventReader
 from edge_nudge.client.target import Target
 from edge_nudge.core.events import (
-    Cause,
     Event,
     FinishDetail,
     Finished,
     FinishReason,
     Handoff,
     HandoffReason,
-    ModelUsage,
     Piece,
     Role,
     Usage,
 )
+from edge_nudge.document import finished_of
 from edge_nudge.errors import EdgeNudgeError, ServerError, ServerLostError
 
 DONE = "[DONE]"
@@ -54,7 +52,6 @@ class Exchange:
         self._author: Role | None = None
         self._usage = Usage()  # as counted here
         self._last: Mapping[str, Any] | None = None  # the chunk that ended the answer
-        self._tokens: Mapping[str, Any] = {}  # OpenAI's usage
         self._socket: Any = None
         self._is_cancelled = False
         self.is_over = False
@@ -100,7 +97,7 @@ class Exchange:
         if self._last is not None:
             self.is_over = True
             with self._reading():
-                return [self._finished(self._last)]
+                return [finished_of(self._last["nudge"])]
         if self._is_cancelled:
             return [self._cancelled()]
         raise ServerLostError(f"the server at {self._target.address} broke an answer off: it may be stopping")
@@ -130,8 +127,6 @@ class Exchange:
     def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
         if "error" in chunk:
             raise of_document(chunk["error"])
-        if chunk.get("usage"):
-            self._tokens = chunk["usage"]
         events: list[Event] = []
         for choice in chunk["choices"][:1]:
             text = choice["text"] if "text" in choice else choice["delta"].get("content")
@@ -156,37 +151,9 @@ class Exchange:
         usage.n_chars += len(text)
         return [*handoff, piece]
 
-    def _finished(self, chunk: Mapping[str, Any]) -> Finished:
-        nudge: Mapping[str, Any] = chunk["nudge"]
-        reason = FinishReason(chunk["choices"][0]["finish_reason"])
-        detail = FinishDetail(nudge["finish_detail"])
-        return Finished(reason, detail, self._totals(nudge), nudge["seed"], nudge["stop_string"])
-
-    def _totals(self, nudge: Mapping[str, Any]) -> Usage:
-        """Return the server's totals; characters are counted here, they are in no answer."""
-        usage = self._usage
-        tokens, times = self._tokens, nudge["timings"]
-        n_prompt = {Role.BASE: tokens.get("prompt_tokens", 0), Role.NUDGING: tokens.get("nudging_prompt_tokens", 0)}
-        for role in Role:
-            model: ModelUsage = usage.of(role)
-            name = role.value
-            model.n_prompt = n_prompt[role]
-            model.n_written = tokens.get(f"{name}_completion_tokens", model.n_written)
-            model.evaluated = {cause: nudge["evaluated"][name][cause.value] for cause in Cause}
-            model.n_calls, model.n_reused = nudge["calls"][name], nudge["reused"][name]
-            model.native_s = _number(times[f"{name}_native_s"])
-        usage.n_handoffs = nudge["handoffs"]
-        usage.first_piece_s = times["first_piece_s"]
-        usage.total_s = _number(times["total_s"])
-        return usage
-
     def _cancelled(self) -> Finished:
         self.is_over = True
         self._usage.total_s = self._clock() - self._started
         return Finished(
             FinishReason.CANCELLED, FinishDetail.CANCELLED, self._usage, self._generation.body.get("seed", 0)
         )
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -75,7 +75,7 @@ def complete(prompt: str | Sequence[int], settings: Mapping[str, Any]) -> Genera
 
 def generate(request: GenerateRequest) -> Generation:
     """Return the request as the routes of OpenAI have it."""
-    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_sampling(request)}
+    body: dict[str, Any] = {"stream": True, **_sampling(request)}
     if request.max_tokens is not None:
         body["max_tokens"] = request.max_tokens
     if request.stop:
