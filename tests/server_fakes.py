@@ -9,6 +9,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -44,18 +45,23 @@ def a_worker(load: Callable[[], Pair] | None = None, *, script: Script = SHORT, 
         assert worker.join(WAIT_S)
 
 
+def reached(app: Any, *, is_tcp: bool = False) -> Any:
+    """Return the application as it is over the Unix socket, or over TCP."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        server = ("127.0.0.1", 4711) if is_tcp else ("/run/edge-nudge.sock", None)
+        await app({**scope, "server": server}, receive, send)
+
+    return wrapped
+
+
 @asynccontextmanager
 async def a_client(
     worker: Worker, served: Served = SERVED, limits: Limits | None = None, *, is_tcp: bool = False, **headers: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application itself, without sockets: as over the Unix socket, or as over TCP."""
-    app = make_app(worker, served=served, limits=limits)
-
-    async def reached(scope: Any, receive: Any, send: Any) -> None:
-        scope["server"] = ("127.0.0.1", 4711) if is_tcp else ("/run/edge-nudge.sock", None)
-        await app(scope, receive, send)
-
-    transport = httpx.ASGITransport(reached, raise_app_exceptions=False)
+    app = reached(make_app(worker, served=served, limits=limits), is_tcp=is_tcp)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://127.0.0.1:4711", headers=headers, timeout=WAIT_S
     ) as client:
@@ -107,6 +113,13 @@ class Listening:
         transport = httpx.HTTPTransport(uds=str(self.socket_path))
         return httpx.Client(transport=transport, base_url="http://server", timeout=WAIT_S, **settings)
 
+    def connect_tcp(self) -> socket.socket:
+        connection = socket.socket(socket.AF_INET)
+        connection.settimeout(WAIT_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
+
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(WAIT_S)
@@ -123,14 +136,19 @@ def listening(
     path = folder / "s.sock"
     unix, tcp = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
     unix.bind(str(path))
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a reader who does not read is felt soon
     tcp.bind(("127.0.0.1", 0))
     with a_worker(**settings) as worker:
         app = make_app(worker, served=replace(served, key=served.key or KEY), limits=limits)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[unix, tcp])), daemon=True)
         thread.start()
         try:
+            until = time.monotonic() + WAIT_S
+            while not server.started:
+                assert time.monotonic() < until, "the server does not start"
+                time.sleep(0.002)
             yield Listening(worker, path, tcp.getsockname()[1])
         finally:
             server.should_exit = True

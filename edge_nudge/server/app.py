@@ -5,19 +5,17 @@ stream.py, the pair behind the worker.
 
 1. Errors of every kind are OpenAI's error object; see faults.py.
 2. Nothing here waits for a model in the event loop.
-3. The schema is served at /openapi.json; no page needs anything from elsewhere.
+3. The schema is served at /openapi.json; pages.py has what a browser gets.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from edge_nudge.errors import EdgeNudgeError
@@ -25,6 +23,7 @@ from edge_nudge.server.faults import Fault, JsonResponse, RequestError, fault_of
 from edge_nudge.server.guard import Guard
 from edge_nudge.server.jobs import chat_work, completion_work
 from edge_nudge.server.metrics import CONTENT_TYPE, Meter, make_meter
+from edge_nudge.server.pages import add_pages
 from edge_nudge.server.served import Limits, Served
 from edge_nudge.server.shapes import ChatShape, TextShape
 from edge_nudge.server.stream import Reply
@@ -35,7 +34,6 @@ from edge_nudge.worker import Worker, WorkerState
 
 __all__ = ["Limits", "Served", "make_app"]
 
-PAGE = Path(__file__).parent / "page"
 _DOWN = (WorkerState.LOADING, WorkerState.FAILED, WorkerState.STOPPING, WorkerState.STOPPED)
 _FAULT = {
     "description": "OpenAI's error object",
@@ -78,7 +76,7 @@ def make_app(worker: Worker, *, served: Served, limits: Limits | None = None) ->
     _add_completions(app, worker, served, limits, meter)
     _add_tokens(app, worker)
     _add_state(app, worker, served, meter)
-    _add_page(app)
+    add_pages(app)
     return Guard(app, served, limits)
 
 
@@ -218,19 +216,3 @@ def _slot(worker: Worker, served: Served) -> dict[str, Any]:
         "keep_alive_s": view.keep_alive_s,
         "counts": view.counts,
     }
-
-
-def _add_page(app: FastAPI) -> None:
-    headers = {
-        "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
-        "x-content-type-options": "nosniff",
-    }
-
-    @app.get("/", include_in_schema=False, response_model=None)
-    async def page() -> Response:
-        file = PAGE / "index.html"
-        if not file.is_file():
-            raise HTTPException(404, "Not Found")
-        return FileResponse(file, headers=headers)
-
-    app.mount("/page", StaticFiles(directory=PAGE, check_dir=False), name="page")

@@ -64,8 +64,8 @@ class JsonResponse(Response):
         return to_json(content).encode("ascii")
 
 
-def fault_of(error: BaseException) -> Fault:
-    """Return what a client is told of an error."""
+def fault_of(error: BaseException, prompt_field: str = "messages") -> Fault:
+    """Return what a client is told of an error; `prompt_field` is where its prompt was."""
     message = str(error)
     if isinstance(error, RequestError):
         return Fault(error.status, message, error.param, code=error.code)
@@ -73,7 +73,7 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(
             400,
             message,
-            "messages",
+            prompt_field,
             "exceed_context_size_error",
             "context_length_exceeded",
             more={"n_prompt_tokens": error.n_prompt, "n_ctx": error.n_ctx, "model": error.model},

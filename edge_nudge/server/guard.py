@@ -25,7 +25,7 @@ from edge_nudge.server.served import Limits, Served
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
-_OPEN_PATHS = ("/health", "/")  # no secrets there, and needed before a key is known
+_OPEN_PATHS = ("/health", "/", "/docs", "/openapi.json")  # no secrets there, and needed before a key is known
 _OPEN_PREFIX = "/page/"
 _METHODS = "GET, POST, OPTIONS"
 _ALLOWED_HEADERS = "authorization, content-type"

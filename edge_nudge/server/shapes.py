@@ -25,6 +25,7 @@ class Shape(Protocol):
     """How one kind of answer is written down."""
 
     id: str
+    prompt_field: str
 
     def begin(self) -> list[dict[str, Any]]:
         """Return the chunks before the first item."""
@@ -68,6 +69,8 @@ class _Shape:
 class ChatShape(_Shape):
     """chat.completion and its chunks."""
 
+    prompt_field = "messages"
+
     def __init__(self, model: str, *, n_top: int | None, has_usage: bool = False) -> None:
         super().__init__(model, prefix="chatcmpl", kind="chat.completion.chunk", has_usage=has_usage)
         self._scores = None if n_top is None else ChatScores(n_top)
@@ -104,6 +107,8 @@ class ChatShape(_Shape):
 
 class TextShape(_Shape):
     """text_completion and its chunks, of one prompt or of several."""
+
+    prompt_field = "prompt"
 
     def __init__(self, model: str, *, n_prompts: int, has_scores: bool, has_usage: bool = False) -> None:
         super().__init__(model, prefix="cmpl", kind="text_completion", has_usage=has_usage)

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from edge_nudge.document import to_json
 from edge_nudge.errors import EdgeNudgeError, StoppingError
-from edge_nudge.server.faults import JsonResponse, fault_of
+from edge_nudge.server.faults import Fault, JsonResponse, fault_of
 from edge_nudge.server.jobs import Item, ItemWork, Opened
 from edge_nudge.server.served import Limits
 from edge_nudge.server.shapes import Shape, is_cancelled
@@ -121,7 +121,7 @@ class Reply(Response):
                     items.append(item)
         response: Response
         if isinstance(ending, Failed):
-            response = fault_of(ending.error).response()
+            response = self._fault(ending.error).response()
         elif ending.is_cancelled or is_cancelled(items):
             response = fault_of(_stopped()).response()  # where it is the client that left, nobody reads it
         else:
@@ -150,7 +150,7 @@ class Reply(Response):
     async def _end(self, ending: Done | Failed, data: list[bytes], scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = self._is_started or bool(data)
         if isinstance(ending, Failed) or not has_begun:
-            fault = fault_of(ending.error if isinstance(ending, Failed) else _stopped())
+            fault = self._fault(ending.error if isinstance(ending, Failed) else _stopped())
             if not has_begun:
                 await self._watched(fault.response()(scope, receive, send))
                 return
@@ -158,6 +158,9 @@ class Reply(Response):
         else:
             data += [*map(_event, self._shape.end()), _DONE]
         await self._send(send, b"".join(data), is_last=True)
+
+    def _fault(self, error: BaseException) -> Fault:
+        return fault_of(error, self._shape.prompt_field)
 
     async def _send(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
         if not self._is_started:
