@@ -6,7 +6,7 @@ Owns the folder's safety and the endpoint file. Never opens a listening socket a
 2. A folder that somebody else could change is refused: whoever can rename in it can stand in for the server.
 3. The server on the default socket has `endpoint.json`, any other one `endpoint-PID.json`: no two share a file.
 4. A file is readable by its user only, written whole, and removed only by the server that wrote it. After a crash it
-   stays; it then counts for nothing, because nobody listens at what it names.
+   stays; it then counts for nothing, because nobody listens at what it names, and the next server takes it away.
 5. What is read is validated like anything from outside: a damaged or foreign file is no endpoint.
 """
 
@@ -146,6 +146,9 @@ def write_endpoint(endpoint: Endpoint) -> Path:
     """Write the endpoint's file, whole, for its user only; return its path. Raises RuntimeDirError, OSError."""
     path = endpoint_path(endpoint)
     secure_dir(path.parent)
+    for dead in read_endpoints():
+        if not psutil.pid_exists(dead.pid) and not is_running(dead):
+            endpoint_path(dead).unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -76,8 +76,8 @@ def test_an_endpoint_comes_back_as_it_was_written(home: Path, listening: str) ->
 
 
 def test_the_default_socket_has_the_plain_name_and_comes_first(home: Path) -> None:
-    later = an_endpoint(socket="/x", started=5.0, pid=5)
-    latest = an_endpoint(socket="/y", started=9.0, pid=9)
+    later = an_endpoint(socket="/x", started=5.0, pid=os.getpid())
+    latest = an_endpoint(socket="/y", started=9.0, pid=os.getppid())
     default = an_endpoint()
     for one in (later, default, latest):
         write_endpoint(one)
@@ -93,6 +93,15 @@ def test_a_file_left_behind_counts_for_nothing(listening: str) -> None:
     write_endpoint(an_endpoint(socket=listening))
     assert read_endpoint() == an_endpoint(socket=listening)
     assert read_endpoints()[0] == dead
+
+
+def test_the_next_server_takes_away_what_a_crash_left_behind(home: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead = write_endpoint(an_endpoint(socket="/x", pid=int(done.stdout)))
+    alive = write_endpoint(an_endpoint(socket="/y"))
+    assert not dead.exists()
+    write_endpoint(an_endpoint(started=7.0))
+    assert alive.exists()  # nobody listens yet, but its process is there
 
 
 @POSIX

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -37,13 +37,14 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 class Interrupts:
-    """The signals of one command. Outside the main thread it does nothing.
+    """The signals of one command, `more` beside Ctrl-C and SIGTERM. Outside the main thread it does nothing.
 
     `signum` is the signal that was asked to stop under `asking`; `leave` ends the process and is there for tests.
     """
 
-    def __init__(self, leave: Callable[[int], Any] = os._exit) -> None:
+    def __init__(self, leave: Callable[[int], Any] = os._exit, *, more: Sequence[int] = ()) -> None:
         self.signum: int | None = None
+        self._signals = (*_SIGNALS, *more)
         self._leave = leave
         self._lock = threading.Lock()
         self._is_watched = False  # the thread acts, not the handler
@@ -63,7 +64,7 @@ class Interrupts:
         self._former_wire = signal.set_wakeup_fd(natives.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, args=(ours,), name="interrupts", daemon=True)
         self._thread.start()
-        for signum in _SIGNALS:
+        for signum in self._signals:
             if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                 self._former[signum] = signal.signal(signum, self._handle)
         return self
@@ -82,9 +83,9 @@ class Interrupts:
         ours.close()
 
     @contextmanager
-    def asking(self, ask: Callable[[], Any]) -> Iterator[None]:
-        """Let the first signal call `ask`, from another thread, and the second one end the process."""
-        with self._watching(ask, None):
+    def asking(self, ask: Callable[[], Any], clean_up: Callable[[], Any] | None = None) -> Iterator[None]:
+        """Let the first signal call `ask`, from another thread, and the second one end the process after `clean_up`."""
+        with self._watching(ask, clean_up):
             yield
 
     @contextmanager

@@ -26,16 +26,23 @@ from edge_nudge.version import __version__
 
 PROGRAM = "edge-nudge"
 CLOSED_PIPE = 141
-COMMANDS = {"run": "edge_nudge.cli.run:run", "bench": "edge_nudge.cli.bench:bench"}
+COMMANDS = {
+    "run": "edge_nudge.cli.run:run",
+    "serve": "edge_nudge.cli.serve:serve",
+    "ps": "edge_nudge.cli.servers:ps",
+    "stop": "edge_nudge.cli.servers:stop",
+    "bench": "edge_nudge.cli.bench:bench",
+}
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 
 EPILOG = """\b
 Exit codes:
-    0  the answer is finished
+    0  the answer is finished; a server was asked to stop
     1  the engine or a model file failed, or output could not be written
     2  wrong usage, or input that cannot be used
     3  the prompt is longer than a model's context
     4  a model could not be fetched
+    5  a server is running there already
   130  interrupted (Ctrl-C; 143 by SIGTERM): what was written so far stays
   141  whoever read the output closed it
 

@@ -31,6 +31,23 @@ def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Int
     Raises InputError in the user's terms, and what fetching and loading raise.
     """
     from edge_nudge import runtime
+
+    spec, settings = find(context, values)
+    try:
+        started = time.perf_counter()
+        with _loading(spec, values, interrupts):
+            pair = runtime.load_pair(spec, **settings)
+    except InputError as error:
+        raise options.in_users_terms(error, context) from None
+    return pair, time.perf_counter() - started
+
+
+def find(context: click.Context, values: Mapping[str, Any]) -> tuple[PairSpec, dict[str, Any]]:
+    """Return the files of the pair that the model options name, fetched if need be, and the settings to load it with.
+
+    Raises InputError in the user's terms, FetchError.
+    """
+    from edge_nudge import runtime
     from edge_nudge.core.template import base_format
 
     settings = _load_settings(values)
@@ -45,12 +62,9 @@ def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Int
             base_prompt_format=values["base_prompt_format"],
             say=streams.tell,
         )
-        started = time.perf_counter()
-        with _loading(spec, values, interrupts):
-            pair = runtime.load_pair(spec, **settings)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
-    return pair, time.perf_counter() - started
+    return spec, settings
 
 
 def tell_notes(pair: Pair, values: Mapping[str, Any]) -> None:
