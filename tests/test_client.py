@@ -34,6 +34,7 @@ from edge_nudge.core.events import (
 from edge_nudge.endpoint import Endpoint
 from edge_nudge.errors import (
     AccessError,
+    BusyError,
     ContextOverflowError,
     EdgeNudgeError,
     EngineError,
@@ -42,7 +43,6 @@ from edge_nudge.errors import (
     QueueFullError,
     ServerError,
     ServerLostError,
-    StoppingError,
 )  # fmt: skip
 
 KINDS = ("sync", "async")
@@ -193,7 +193,7 @@ def test_short_calls(kind: str) -> None:
             case "/detokenize":
                 return httpx.Response(200, json={"content": "t" * len(body["tokens"])})
             case "/health":
-                return httpx.Response(503, json={"status": "loading"})
+                return httpx.Response(503, json={"error": {"code": "loading"}})
             case "/slots":
                 return httpx.Response(200, json=[{"id": 0}])
             case path:
@@ -227,7 +227,7 @@ def error_body(message: str, **more: Any) -> bytes:
     ("status", "kind_of_error"),
     [
         (400, InputError), (404, InputError), (413, InputError), (415, InputError), (401, AccessError),
-        (403, AccessError), (429, QueueFullError), (500, EngineError), (503, StoppingError), (502, ServerError),
+        (403, AccessError), (429, QueueFullError), (500, EngineError), (503, BusyError), (502, ServerError),
     ],
 )  # fmt: skip
 def test_an_error_keeps_its_class_and_message(
@@ -258,7 +258,7 @@ def test_a_refusal_that_is_not_ours_is_quoted(body: bytes) -> None:
 
 @both
 def test_an_error_in_the_middle_is_raised_there(kind: str) -> None:
-    broken = {"error": {"message": "native call failed", "type": "server_error", "param": None, "code": 500}}
+    broken = {"error": {"message": "native call failed", "type": "server_error", "param": None, "code": None}}
     events: list[Event] = []
     with pytest.raises(EngineError, match="native call failed"):
         collect(kind, "chat", "hi", where=mock(stream(ROLE, PIECES[0], broken)), into=events)

@@ -15,7 +15,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,9 +141,11 @@ def _serve(
         life = Life(listeners, endpoint, grace_s=values["grace"], say=streams.tell)
         if handler is not None:
             handler.addFilter(lambda record: life.error is None)  # that one is told when everything is cleaned up
-        load = life.watch(_loader(spec, settings, values))
+        about: dict[str, Any] = {name: Path(str(endpoint.loaded[name])).name for name in ("base", "nudging")}
+        served = _served(listeners, endpoint, values, about)
+        load = life.watch(_loader(spec, settings, values, about))
         worker = Worker(load, max_queue=values["queue"], keep_alive_s=values["keep_alive"])
-        app = make_app(worker, served=_served(listeners, endpoint, values))
+        app = make_app(worker, served=served)
         with interrupts.asking(life.stop, life.remove_names):
             _tell_addresses(listeners, endpoint, values)
             try:
@@ -183,14 +185,21 @@ def _read_key(path: str) -> str:
     return key
 
 
-def _loader(spec: PairSpec, settings: dict[str, Any], values: dict[str, Any]) -> Callable[[], Pair]:
+def _loader(
+    spec: PairSpec, settings: dict[str, Any], values: dict[str, Any], about: dict[str, Any]
+) -> Callable[[], Pair]:
+    """Return what loads the pair, and says in `about` what it is then."""
+
     def load() -> Pair:
         from edge_nudge import runtime
+        from edge_nudge.document import about_document, about_pair
 
         streams.tell(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
         started = time.perf_counter()
         pair = runtime.load_pair(spec, **settings)
-        opening.tell_notes(pair, values)
+        found = about_pair(pair)
+        about["pair"] = about_document(found)
+        opening.tell_notes(found, values)
         streams.tell(f"ready after {time.perf_counter() - started:.1f} s")
         return pair
 
@@ -206,7 +215,7 @@ def _endpoint(listeners: Listeners, spec: PairSpec, settings: dict[str, Any]) ->
         socket=listeners.socket_path,
         url=listeners.url,
         key=listeners.key,
-        model=spec.name or f"{spec.base.stem}+{spec.nudging.stem}",
+        model=spec.served_name,
         started=time.time(),
         loaded={
             "base": str(spec.base.expanduser().absolute()),
@@ -217,7 +226,7 @@ def _endpoint(listeners: Listeners, spec: PairSpec, settings: dict[str, Any]) ->
     )
 
 
-def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any]) -> Served:
+def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any], about: Mapping[str, Any]) -> Served:
     from edge_nudge.server.served import Served
 
     return Served(
@@ -227,7 +236,7 @@ def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any]) ->
         allowed_origins=tuple(values["origin"]),
         has_metrics=values["metrics"],
         allowed_hosts=tuple(values["allow_host"]),
-        about={name: Path(str(endpoint.loaded[name])).name for name in ("base", "nudging")},
+        about=about,
     )
 
 

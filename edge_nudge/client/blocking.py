@@ -126,18 +126,18 @@ class Client:
         return self._do(calls.score(prompt, n_top))
 
     def tokenize(self, text: str, **fields: Any) -> list[int]:
-        """Return the base model's ids of a text; `fields` are passed on (`add_special=True`, `model="nudging"`)."""
+        """Return the base model's ids of a text; `fields` are passed on (`add_special=True`, `role="nudging"`)."""
         return self._do(calls.tokenize(text, fields))
 
     def detokenize(self, tokens: Sequence[int], **fields: Any) -> str:
         return self._do(calls.detokenize(tokens, fields))
 
     def models(self) -> list[dict[str, Any]]:
-        """Return what is served, as OpenAI's entries; `edge_nudge` in each says what the pair is."""
+        """Return what is served, as OpenAI's entries; `meta` in each says what the pair is."""
         return self._do(calls.MODELS)
 
     def health(self) -> str:
-        """Return "ok", or what the server does instead of answering: "loading", ..."""
+        """Return what the server is: "ready", "unloaded" (it loads on demand), "loading", "failed", "stopping"."""
         return self._do(calls.HEALTH)
 
     def slots(self) -> list[dict[str, Any]]:

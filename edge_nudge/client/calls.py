@@ -120,5 +120,11 @@ def _list(found: Any) -> list[dict[str, Any]]:
 
 
 MODELS = Call("GET", "/v1/models", None, lambda found: _list(found["data"]))
-HEALTH = Call("GET", "/health", None, lambda found: str(found["status"]), other_status=503)
+
+
+def _state(found: Any) -> str:
+    return str(found["error"]["code"] if "error" in found else found["state"])
+
+
+HEALTH = Call("GET", "/health", None, _state, other_status=503)
 SLOTS = Call("GET", "/slots", None, _list)

@@ -16,6 +16,7 @@ import httpx
 
 from edge_nudge.errors import (
     AccessError,
+    BusyError,
     ContextOverflowError,
     EdgeNudgeError,
     EngineError,
@@ -24,7 +25,6 @@ from edge_nudge.errors import (
     QueueFullError,
     ServerError,
     ServerLostError,
-    StoppingError,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ _OF_STATUS: dict[int, type[EdgeNudgeError]] = {
     403: AccessError,
     429: QueueFullError,
     500: EngineError,
-    503: StoppingError,
+    503: BusyError,
 }
+_STATUS_OF_TYPE = {"invalid_request_error": 400, "rate_limit_error": 429, "unavailable_error": 503}
 
 
 def connection_error(error: Exception, target: Target, *, has_begun: bool = False) -> EdgeNudgeError:
@@ -78,8 +79,7 @@ def of_document(found: Any, status: int | None = None) -> EdgeNudgeError:
             return ContextOverflowError(model, n_prompt, n_ctx)
         return InputError(message)
     if status is None:
-        code = found.get("code")
-        status = code if isinstance(code, int) else {"invalid_request_error": 400}.get(str(found.get("type")), 500)
+        status = _STATUS_OF_TYPE.get(str(found.get("type")), 500)
     if status in _OF_STATUS:
         return _OF_STATUS[status](message)
     return InputError(message) if 400 <= status < 500 else ServerError(message)
