@@ -46,6 +46,13 @@ class ContextOverflowError(InputError):
         self.model, self.n_prompt, self.n_ctx = model, n_prompt, n_ctx
 
 
+class CancelledError(EdgeNudgeError):
+    """Whoever asked for it does not want it any more; an answer that is cancelled ends with Finished instead."""
+
+    exit_code = 130
+    http_status = 499
+
+
 class ModelFileError(EdgeNudgeError):
     """A model file is missing, damaged, incomplete, or of a kind that cannot be used here."""
 

@@ -20,16 +20,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edge_nudge.core.decoder import Decoder
-from edge_nudge.core.events import Event, Finished, Role
+from edge_nudge.core.events import Event, Finished, ModelUsage, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
+from edge_nudge.core.prompt_scores import PromptScorer
 from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
 from edge_nudge.core.schedule import Schedule
-from edge_nudge.core.session import Session
+from edge_nudge.core.session import Cancelled, Session
 from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
 from edge_nudge.core.writer import Writer
-from edge_nudge.errors import InputError
+from edge_nudge.errors import CancelledError, InputError
 
 if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
@@ -119,6 +120,7 @@ class Pair:
         self._sessions = {
             role: Session(backend, self._prompt_batch(role, backend)) for role, backend in self.backends.items()
         }
+        self._prompt_scorer = PromptScorer(Role.BASE, base, self._sessions[Role.BASE])
         self._answer: Answer | None = None
 
     def __repr__(self) -> str:
@@ -175,12 +177,43 @@ class Pair:
         self._answer = Answer(decoder.run(), cancel)
         return self._answer
 
+    def score(
+        self,
+        prompt: str | Sequence[int],
+        n_top: int = 0,
+        *,
+        usage: ModelUsage | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda n_read, n_prompt: None,
+    ) -> list[TokenScore]:
+        """Return how probable the base model finds each token of a prompt, with the `n_top` best at its place.
+
+        The first token has no score. A text is read behind BOS where the model adds it, and BOS is not in the list;
+        ids are taken as they are. `usage` is filled; `is_cancelled` and `on_progress` (tokens read, tokens in all) are
+        called before each batch. An answer under way is closed.
+        Raises InputError, ContextOverflowError, EngineError and, where it was cancelled, CancelledError.
+        """
+        if self._answer is not None:
+            self._answer.close()
+        try:
+            return self._prompt_scorer.score(
+                prompt,
+                n_top,
+                usage or ModelUsage(),
+                is_cancelled=is_cancelled,
+                on_progress=on_progress,
+                clock=time.perf_counter,
+            )
+        except Cancelled:
+            raise CancelledError("scoring the prompt was cancelled") from None
+
     def forget(self) -> None:
         """Drop both caches, so that the next request starts cold; ends an answer that is under way."""
         if self._answer is not None:
             self._answer.close()
         for session in self._sessions.values():
             session.forget()
+        self._prompt_scorer.forget()
 
     def base_prompt(self, request: GenerateRequest, now: datetime) -> Prompt:
         """Return the base model's prompt: plain text in the pair's format, or the request's raw prompt."""

@@ -83,9 +83,9 @@ def encode_raw(backend: Backend, raw: str | Sequence[int]) -> Prompt:
         raise InputError("the prompt has no token ids: give at least one")
     n_vocab = backend.info.n_vocab
     for token in raw:
-        if not 0 <= token < n_vocab:
+        if not isinstance(token, int) or not 0 <= token < n_vocab:
             raise InputError(
-                f"token id {token} is not in the vocabulary of model {backend.info.name}: "
+                f"token id {token!r} is not in the vocabulary of model {backend.info.name}: "
                 f"its ids are 0 to {n_vocab - 1}"
             )
     prompt = Prompt(tuple(raw), b"", is_open=True)

@@ -10,6 +10,7 @@ Owns prefix reuse, rewinding and the count of every evaluated token by cause. Ne
    these calls. A full prefix hit whose scores are gone evaluates the last token again.
 4. Where the text comes out as guessed, its scores are at hand without a call.
 5. Between two native calls of a long evaluation the request can be cancelled.
+6. `read` is for whoever wants the scores behind every token; it keeps no more of them than one call gives.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ N_CHECKPOINTS = 4
 
 
 class Cancelled(Exception):
-    """The request was cancelled between two native calls; never leaves the decoder."""
+    """The request was cancelled between two native calls; leaves neither the decoder nor Pair.score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Session:
         self._n_text = 0  # so many of them are the text, the others are guesses
         self._rows: dict[int, int] = {}  # position -> row of the last call: the scores behind that token
         self._checkpoints: deque[_Checkpoint] = deque(maxlen=N_CHECKPOINTS)
+        self._n_in_blocks = 0  # so many at the start of the cache were evaluated in whole blocks by `read`
         self._n_prompt = 0
         self._n_seen = 0
         self._is_cancelled: Callable[[], bool] = _never
@@ -134,6 +136,34 @@ class Session:
         else:
             self._evaluate_with_checkpoint(ids, n_keep)
         return SyncCost(n_keep, n_before - min(n_keep, n_before), len(ids) - n_keep)
+
+    def read(self, ids: Sequence[int], n_known: int, n_block: int, take: Callable[[int, Scores], None]) -> None:
+        """Make the text exactly `ids`; give `take` each position from `n_known` on and the scores behind its token.
+
+        Reads blocks of `n_block` tokens from the start, the last one shorter, and reuses only what was read so: then
+        the scores are those of a cold start. `n_known` is a multiple of `n_block`, which is always the same.
+        Raises EngineError and Cancelled, and what `take` raises; then the session holds a prefix of `ids`.
+        """
+        if len(self._ids) != self._backend.n_cached:  # an interrupt came between the engine and us
+            self.forget()
+        start = min(common_prefix(self._ids, ids), self._n_in_blocks, n_known)
+        start = self._cut_back(start - start % n_block)
+        if start % n_block:  # a checkpoint is anywhere
+            start = self._cut_back(0)
+        self._extend_text(start)
+        self.usage.n_reused = start
+        while start < len(ids):
+            if self._is_cancelled():
+                raise Cancelled
+            batch = ids[start : start + n_block]
+            rows = range(len(batch)) if start >= n_known else ()
+            self._count_tail(start, start + len(batch))
+            self._evaluate_batch(batch, len(batch), rows)
+            if len(batch) == n_block:
+                self._n_in_blocks = start + n_block
+            for row in rows:
+                take(start + row, self._backend.scores(row))
+            start += len(batch)
 
     def advance(self, token: int, guess: Guess = _no_guess) -> None:
         """Add one more token, written by this model, to the text; `guess` as in sync.
@@ -197,6 +227,7 @@ class Session:
         """Note that the cache holds `n_ids` tokens at most."""
         del self._ids[n_ids:]
         self._n_text = min(self._n_text, n_ids)
+        self._n_in_blocks = min(self._n_in_blocks, n_ids)
 
     def _count_tail(self, n_keep: int, n_ids: int) -> None:
         """Give each of the tokens [n_keep, n_ids) its cause."""
