@@ -8,14 +8,18 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cli_fakes import SHORT, fake_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_server import ANSWER, END, HEAD, PIECES, ROLE, TOTALS, USAGE, chunk, piece, raw_server, send, stream
+from server_fakes import Listening, listening
 
 from edge_nudge.client import AsyncClient, Client
 from edge_nudge.core.events import (
@@ -432,3 +436,65 @@ def test_a_cancel_before_the_answer_is_asked_for(waiting: str) -> None:
         answer = client.chat("hi")
         answer.cancel()
         assert answer.finish().reason is FinishReason.CANCELLED
+
+
+# --- with the server itself
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Listening]:
+    with listening(tmp_path, script=SHORT) as server:
+        yield server
+
+
+def pieces_of(events: list[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, Piece)]
+
+
+@both
+@pytest.mark.parametrize("logprobs", [None, 0, 2])
+def test_pieces_and_scores_are_those_of_the_pair(kind: str, logprobs: int | None, served: Listening) -> None:
+    with fake_pair(SHORT) as pair:
+        expected = list(pair.stream("hi", logprobs=logprobs, temp=0.5, seed=3))
+        raw = list(pair.stream("The", raw_prompt="The", logprobs=logprobs, max_tokens=5))
+    where = {"socket": served.socket_path}
+    found = collect(kind, "chat", "hi", where=where, logprobs=logprobs, temp=0.5, seed=3)
+    assert pieces_of(found) == pieces_of(expected)
+    ends = [replace(events[-1], usage=without_times(events[-1].usage)) for events in (found, expected)]
+    assert ends[0] == ends[1]
+    completed = collect(kind, "complete", "The", where=where, logprobs=logprobs, max_tokens=5)
+    assert pieces_of(completed) == pieces_of(raw)
+
+
+def without_times(usage: Usage) -> Usage:
+    models = [replace(usage.of(role), native_s=0.0) for role in Role]
+    return Usage(*models, usage.n_handoffs, None, 0.0)
+
+
+@both
+@pytest.mark.parametrize("n_top", [0, 3])
+@pytest.mark.parametrize("prompt", ["The sky is \u00e9\U0001f600", (70, 71, 200)])
+def test_scores_of_a_prompt_are_those_of_the_pair(kind: str, n_top: int, prompt: Any, served: Listening) -> None:
+    with fake_pair(SHORT) as pair:
+        expected = pair.score(prompt, n_top)
+    found = collect(kind, "score", prompt, n_top, where={"socket": served.socket_path})
+    assert [(score.data, score.id, score.logprob) for score in found] == [
+        (score.data, score.id, score.logprob) for score in expected
+    ]
+    if n_top:
+        assert [dict(score.top) for score in found] == [dict(score.top) for score in expected]
+
+
+@both
+def test_the_short_calls_of_the_server(kind: str, served: Listening) -> None:
+    where = {"socket": served.socket_path}
+    assert collect(kind, "health", where=where) == "ready"
+    ids = collect(kind, "tokenize", "The sky", where=where)
+    assert collect(kind, "detokenize", ids, where=where) == "The sky"
+    assert collect(kind, "models", where=where)[0]["id"] == "fake"
+    assert collect(kind, "slots", where=where)[0]["n_queued"] == 0
+    with pytest.raises(ContextOverflowError):
+        collect(kind, "chat", "x" * 9000, where=where)
+    served.worker.stop()
+    with pytest.raises(BusyError):
+        collect(kind, "chat", "hi", where=where)

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge_nudge.cli import opening, streams
@@ -57,7 +58,7 @@ def find_server(
                 tell(f"{name} is not used: {why}")
                 continue
             with opening.loading(spec, values, interrupts):
-                attached = _attach(endpoint, lambda: tell(f"{name} is loading"))
+                attached = _attach(endpoint, partial(tell, f"{name} is loading"))
         except (EdgeNudgeError, OSError) as error:
             tell(f"the server at {endpoint.address} is not used: {error}")
             continue

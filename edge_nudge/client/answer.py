@@ -21,6 +21,7 @@ from typing import Any
 
 from edge_nudge.client.calls import Generation
 from edge_nudge.client.failures import connection_error, of_document, refusal
+from edge_nudge.client.scores import chat_scores, legacy_scores
 from edge_nudge.client.sse import EventReader
 from edge_nudge.client.target import Target
 from edge_nudge.core.events import (
@@ -32,6 +33,7 @@ from edge_nudge.core.events import (
     HandoffReason,
     Piece,
     Role,
+    TokenScore,
     Usage,
 )
 from edge_nudge.document import finished_of
@@ -131,14 +133,14 @@ class Exchange:
         for choice in chunk["choices"][:1]:
             text = choice["text"] if "text" in choice else choice["delta"].get("content")
             if text:
-                events = self._piece(text, chunk["nudge"])
+                events = self._piece(text, chunk["nudge"], self._scores(choice))
             if choice.get("finish_reason") is not None:
                 self._last = chunk
         return events
 
-    def _piece(self, text: str, nudge: Mapping[str, Any]) -> list[Event]:
+    def _piece(self, text: str, nudge: Mapping[str, Any], tokens: tuple[TokenScore, ...]) -> list[Event]:
         author, reason = Role(nudge["author"]), HandoffReason(nudge["reason"])
-        piece = Piece(text, author, nudge["top_prob"], reason, nudge["n_tokens"])
+        piece = Piece(text, author, nudge["top_prob"], reason, nudge["n_tokens"], tokens)
         handoff: list[Event] = []
         if self._author is None:
             self._usage.first_piece_s = self._clock() - self._started
@@ -150,6 +152,16 @@ class Exchange:
         usage.n_written += piece.n_tokens
         usage.n_chars += len(text)
         return [*handoff, piece]
+
+    def _scores(self, choice: Mapping[str, Any]) -> tuple[TokenScore, ...]:
+        document = choice.get("logprobs")
+        if not document:
+            return ()
+        return (
+            chat_scores(document)
+            if "content" in document
+            else legacy_scores(document, self._generation.body["logprobs"])
+        )
 
     def _cancelled(self) -> Finished:
         self.is_over = True

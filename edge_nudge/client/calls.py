@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from edge_nudge.client.failures import refusal
+from edge_nudge.client.scores import legacy_scores
 from edge_nudge.core.events import TokenScore
 from edge_nudge.core.request import GenerateRequest, Message, build_request
 from edge_nudge.errors import ServerError
@@ -101,8 +102,15 @@ def _sampling(request: GenerateRequest) -> dict[str, Any]:
 
 
 def score(prompt: str | Sequence[int], n_top: int) -> Call[list[TokenScore]]:
-    """Return the call that scores a prompt and writes nothing."""
-    raise NotImplementedError
+    """Return the call that scores a prompt and writes nothing. Raises InputError."""
+    raw = prompt if isinstance(prompt, str) else tuple(prompt)
+    build_request("", raw_prompt=raw, logprobs=n_top)
+    body = {
+        "prompt": raw if isinstance(raw, str) else list(raw), "echo": True, "logprobs": n_top, "max_tokens": 0,
+    }  # fmt: skip
+    return Call(
+        "POST", "/v1/completions", body, lambda found: list(legacy_scores(found["choices"][0]["logprobs"], n_top))
+    )
 
 
 def tokenize(text: str, fields: Mapping[str, Any]) -> Call[list[int]]:
