@@ -32,9 +32,12 @@ from edge_nudge.client import AsyncClient, Client
 from edge_nudge.core.events import Event, Finished, Piece
 from edge_nudge.errors import EdgeNudgeError
 
+# Each begins with another word. What a prompt shares with the one before is read in other pieces than when it stands
+# alone, and that can turn a decision that was nearly a tie (README, Limits): with "What is a fjord?" before it,
+# "What is two and two?" is answered otherwise, in this process as well. Here all share the same: the template's head.
 PROMPTS = (
     "What is a fjord?", "Name three colours.", "Why is the sky blue?", "Write a line about rain.", "Who wrote Faust?",
-    "What is two and two?", "Explain a lever.", "What do bees make?", "Say good morning in French.", "What is a prime?",
+    "Explain a lever.", "Do bees make honey?", "Say good morning in French.", "Is nine a prime?", "Two and two make what?",
 )  # fmt: skip
 LONG_PROMPT = "The quick brown fox jumps over the lazy dog. " * 12 + "What does the fox do?"
 LENGTHS = (4, 8, 16)

@@ -1,4 +1,4 @@
-"""The client for asyncio (and trio): the same calls, awaited.
+"""The client for asyncio: the same calls, awaited.
 
 Owns an httpx client. Never decides what is sent or what came back: calls.py and answer.py do, for both clients.
 """

@@ -118,7 +118,10 @@ class Client:
         return Stream(self._http, Exchange(calls.generate(request), self.target))
 
     def complete(self, prompt: str | Sequence[int], **settings: Any) -> Stream:
-        """Write on from a text, or from ids of the base model: nothing is put around it. Settings as in `chat`."""
+        """Write on from a text, or from ids of the base model: nothing is put around it. Settings as in `chat`.
+
+        Without max_tokens the server writes 16 tokens: a base model left alone does not end by itself.
+        """
         return Stream(self._http, Exchange(calls.complete(prompt, settings), self.target))
 
     def score(self, prompt: str | Sequence[int], n_top: int = 0) -> list[TokenScore]:
