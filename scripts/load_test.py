@@ -37,7 +37,7 @@ from edge_nudge.errors import EdgeNudgeError
 # "What is two and two?" is answered otherwise, in this process as well. Here all share the same: the template's head.
 PROMPTS = (
     "What is a fjord?", "Name three colours.", "Why is the sky blue?", "Write a line about rain.", "Who wrote Faust?",
-    "Explain a lever.", "Do bees make honey?", "Say good morning in French.", "Is nine a prime?", "Two and two make what?",
+    "Explain a lever.", "Do bees make honey?", "Say good morning in French.", "Is nine a prime?", "Two plus two is?",
 )  # fmt: skip
 LONG_PROMPT = "The quick brown fox jumps over the lazy dog. " * 12 + "What does the fox do?"
 LENGTHS = (4, 8, 16)

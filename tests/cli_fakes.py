@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,13 @@ def text_of(script: Script) -> str:
 
 def _next_word(script: Script, text: bytes) -> int:
     """Return how many words of the script the text ends with."""
-    for n_words in range(len(script), 0, -1):
-        if text.endswith(text_of(script[:n_words]).encode()):
-            return n_words
-    return 0
+    beginnings = _beginnings(tuple(script))
+    return next((n_words for n_words in range(len(script), 0, -1) if text.endswith(beginnings[n_words])), 0)
+
+
+@lru_cache
+def _beginnings(script: Script) -> list[bytes]:
+    return [text_of(script[:n_words]).encode() for n_words in range(len(script) + 1)]
 
 
 def fake_pair(

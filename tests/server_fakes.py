@@ -134,7 +134,9 @@ def listening(
     """Serve a fake pair on a Unix socket and on loopback TCP."""
     settings.setdefault("script", LONG)
     path = folder / "s.sock"
-    unix, tcp = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
+    unix = socket.socket(socket.AF_UNIX)
+    # Without the protocol asyncio does not know it for TCP, and small answers wait 40 ms for an acknowledgement.
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     unix.bind(str(path))
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a reader who does not read is felt soon
     tcp.bind(("127.0.0.1", 0))

@@ -15,7 +15,6 @@ from edge_nudge.runtime import Pair, PairSpec, load_pair
 
 pytestmark = [pytest.mark.native, pytest.mark.demo]
 
-MARGIN = 0.05  # see test_demo_pair.py
 TEXT = "The capital of France is Paris. It lies on the river Seine, and about 2,100,000 people live there.\n\nNaïve 語."
 
 
@@ -62,8 +61,7 @@ def test_a_prompt_in_steps_has_the_scores_of_the_bare_backend(pair: Pair) -> Non
 
 
 def test_a_prompt_in_blocks_has_the_scores_of_the_bare_backend_in_blocks(pair: Pair) -> None:
-    ids = [pair.base.info.bos or 0, *pair.base.tokenize((TEXT * 3).encode())]
-    logs = step_by_step(pair, ids)
+    ids = [pair.base.info.bos or 0, *pair.base.tokenize((TEXT * 2).encode())]
     got = pair.score(ids, 1)
     n_block = pair._prompt_scorer._n_block
     pair.forget()
@@ -75,8 +73,6 @@ def test_a_prompt_in_blocks_has_the_scores_of_the_bare_backend_in_blocks(pair: P
     pair.forget()
     for i, token in enumerate(got[1:]):
         assert token.logprob == pytest.approx(want[i][token.id], abs=1e-3)
-        # steps round otherwise, which hardly moves a probability
-        assert math.exp(token.logprob) == pytest.approx(math.exp(logs[i][token.id]), abs=MARGIN)
 
 
 def test_scores_are_the_same_cold_and_warm(pair: Pair) -> None:
@@ -117,7 +113,7 @@ def test_a_certain_answer_is_right(pair: Pair, context: str, right: str, wrong: 
 
 
 def test_the_tokens_of_an_answer_have_the_scores_of_their_model(pair: Pair) -> None:
-    events = list(pair.stream("Why is the sky blue?", max_tokens=40, logprobs=2))
+    events = list(pair.stream("Why is the sky blue?", max_tokens=25, logprobs=2))
     pieces = [event for event in events if isinstance(event, Piece)]
     assert {piece.author for piece in pieces} == set(Role)
     tokens = [token for piece in pieces for token in piece.tokens]

@@ -325,3 +325,17 @@ def test_a_body_that_is_no_request(body: bytes) -> None:  # B55
 
 def test_a_body_in_utf_8_with_a_byte_order_mark_is_read() -> None:
     assert ask(PATH, b"\xef\xbb\xbf" + json.dumps(chat()).encode()).status_code == 200
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 990, 5_000])
+def test_nesting_is_no_way_to_a_500(depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    for name in (b"messages", b"what", b"stop", b"logit_bias", b"response_format"):
+        body = b'{"messages": [{"role": "user", "content": "hi"}], "' + name + b'": ' + deep + b"}"
+        assert ask(PATH, body).status_code in (200, 400)
+
+
+def test_a_long_name_is_not_sent_back() -> None:
+    assert len(ask(PATH, chat(model="x" * 100_000)).text) < 1000
+    part = {"type": "x" * 100_000}
+    assert len(ask(PATH, chat(messages=[{"role": "user", "content": [part]}])).text) < 1000

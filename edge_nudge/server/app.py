@@ -131,8 +131,9 @@ def _check_model(body: Settings, served: Served) -> None:
 
 
 def _no_model(name: str, served: Served) -> RequestError:
+    shown = name if len(name) <= 100 else f"{name[:100]}..."
     return RequestError(
-        f"model {name!a} is not served here: {', '.join(served.names)}", "model", status=404, code="model_not_found"
+        f"model {shown!a} is not served here: {', '.join(served.names)}", "model", status=404, code="model_not_found"
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edge_nudge.core.events import Finished, Piece, TokenScore
 from edge_nudge.core.request import GenerateRequest, build_request
-from edge_nudge.errors import InputError
+from edge_nudge.errors import CancelledError, InputError
 from edge_nudge.server.faults import RequestError
 from edge_nudge.server.wire import Prompt
 
@@ -112,9 +112,10 @@ def _complete(pair: Pair, job: Job, request: GenerateRequest, index: int, *, is_
         prompt = request.raw_prompt
         assert prompt is not None
         if request.logprobs is not None and prompt:
-            scored = tuple(pair.score(prompt, request.logprobs, is_cancelled=lambda: job.is_cancelled))
-        if job.is_cancelled:
-            return
+            try:
+                scored = tuple(pair.score(prompt, request.logprobs, is_cancelled=lambda: job.is_cancelled))
+            except CancelledError:
+                return
         yield Echoed(index, request.messages[0].content, scored)
     has_tokens = False
     for item in _answer(pair, job, request, index):
@@ -133,7 +134,10 @@ def _end_token(pair: Pair, job: Job, request: GenerateRequest, scored: Sequence[
         return None
     lead = [info.bos] if isinstance(request.raw_prompt, str) and info.adds_bos and info.bos is not None else []
     ids = [*lead, *(score.id for score in scored), end]
-    return pair.score(ids, request.logprobs or 0, is_cancelled=lambda: job.is_cancelled)[-1]
+    try:
+        return pair.score(ids, request.logprobs or 0, is_cancelled=lambda: job.is_cancelled)[-1]
+    except CancelledError:
+        return None
 
 
 def _raw_request(pair: Pair, prompt: Prompt, settings: Mapping[str, Any]) -> GenerateRequest:

@@ -6,7 +6,8 @@ Owns both shapes and how a token that is no whole character is spelled. Never co
 2. An older-shape offset counts characters of the text it belongs to, prompt included where it is echoed.
 3. A token that lies across two pieces has one entry in a whole answer; in chunks its rest is an entry of its own
    with a score of 0.
-4. Ids, and the bytes that the older shape lacks, stand beside OpenAI's fields.
+4. Minus infinity, for which JSON has no word, is -9999, as OpenAI's servers have it.
+5. Ids, and the bytes that the older shape lacks, stand beside OpenAI's fields.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 from edge_nudge.core.events import TokenScore
+
+_LEAST = -9999.0
 
 
 def spell(data: bytes) -> str:
@@ -54,7 +57,11 @@ class ChatScores:
 
 
 def _named(data: bytes, logprob: float | None) -> dict[str, Any]:
-    return {"token": spell(data), "logprob": logprob, "bytes": list(data)}
+    return {"token": spell(data), "logprob": _number(logprob), "bytes": list(data)}
+
+
+def _number(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, _LEAST)
 
 
 class LegacyScores:
@@ -71,7 +78,7 @@ class LegacyScores:
             self._n_chars += len(self._decoder.decode(token.data))
         return {
             "tokens": [spell(token.data) for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
+            "token_logprobs": [_number(token.logprob) for token in tokens],
             "top_logprobs": [self._table(token) for token in tokens],
             "text_offset": offsets,
             "ids": [token.id for token in tokens],
@@ -85,5 +92,5 @@ class LegacyScores:
             return None
         table: dict[str, float] = {}
         for data, logprob in token.top:
-            table.setdefault(spell(data), logprob)  # of two that read alike the better one
-        return table or {spell(token.data): token.logprob}
+            table.setdefault(spell(data), max(logprob, _LEAST))  # of two that read alike the better one
+        return table or {spell(token.data): max(token.logprob, _LEAST)}

@@ -105,6 +105,10 @@ class Reply(Response):
             if not self._is_stalled:
                 raise
             _log.warning("%s: the reader took nothing for %g s: dropped", job.id, self._limits.stall_s)
+        except Exception as error:  # a bug of ours: rule 3 holds all the same
+            _log.exception("%s failed on its way out", job.id)
+            job.cancel()
+            await self._end(Failed(error), [], scope, receive, send)
         finally:
             job.cancel()
             leaving.cancel()

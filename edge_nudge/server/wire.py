@@ -40,7 +40,7 @@ def _join_parts(value: Any) -> Any:
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get(kind) if isinstance(part, Mapping) and kind in ("text", "refusal") else None
         if not isinstance(text, str):
-            shown = kind if isinstance(kind, str) and kind.isidentifier() else type(part).__name__
+            shown = kind if isinstance(kind, str) and kind.isidentifier() and len(kind) < 30 else type(part).__name__
             raise ValueError(f"a part of type {shown} is not supported: only text parts are")
         texts.append(text)
     return "".join(texts)
