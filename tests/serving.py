@@ -89,11 +89,15 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("EDGE_NUDGE_RUNTIME_DIR", str(folder))
     for name in ("EDGE_NUDGE_API_KEY", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     started: list[Server] = []
 
-    def start(*arguments: str, script: str = "short", delay_s: float = 0.0, **streams: Any) -> Server:
-        fakes = str(Path(__file__).with_name("cli_fakes.py"))
-        command = [sys.executable, fakes, script, str(delay_s), "serve", *FILES, *arguments]
+    def start(
+        *arguments: str, script: str = "short", delay_s: float = 0.0, code: str | None = None, **streams: Any
+    ) -> Server:
+        """`code` is what runs instead of cli_fakes.py; it finds that module."""
+        fakes = [str(Path(__file__).with_name("cli_fakes.py"))] if code is None else ["-c", code]
+        command = [sys.executable, *fakes, script, str(delay_s), "serve", *FILES, *arguments]
         server = Server(command, folder, **streams)
         started.append(server)
         return server

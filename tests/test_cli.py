@@ -57,7 +57,7 @@ def test_help_lists_commands_and_exit_codes(invoke: Invoke) -> None:
     ended = invoke("--help")
     assert ended.code == 0
     assert all(f"  {name} " in ended.out for name in COMMANDS)
-    assert [int(code) for code in re.findall(r"^ +(\d+)  ", ended.out, re.MULTILINE)] == [0, 1, 2, 3, 4, 130, 141]
+    assert [int(code) for code in re.findall(r"^ +(\d+)  ", ended.out, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 130, 141]
     assert EngineError.exit_code == 1
     assert InputError.exit_code == 2
     assert FetchError.exit_code == 4

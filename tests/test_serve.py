@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -72,6 +73,24 @@ def test_the_address_is_there_before_the_models_are(start: Start) -> None:
     assert told["socket"] == str(server.socket)
     assert told["endpoint_file"] == str(server.folder / "endpoint.json")
     assert "key" not in told
+    assert server.left_behind == []
+
+
+def test_who_reads_that_it_listens_finds_the_endpoint_file(start: Start) -> None:
+    server = start("--json", script="stuck")
+    assert server.process.stdout is not None
+    told = json.loads(server.process.stdout.readline())
+    assert server.endpoint["pid"] == told["pid"] == server.process.pid
+    server.send(signal.SIGINT)
+    assert server.end() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_ends_it(start: Start) -> None:
+    with open("/dev/full", "wb") as full:
+        server = start("--json", stdout=full)
+        assert server.end() == 1
+    assert server.err.splitlines()[-1].startswith("error: standard output cannot be written")
     assert server.left_behind == []
 
 
@@ -152,6 +171,35 @@ def test_a_stream_that_is_too_long_gets_a_final_event(start: Start) -> None:
     assert LONG_TEXT.startswith(text)
     assert len(text) < len(LONG_TEXT)
     assert server.end() == 0
+    assert server.left_behind == []
+
+
+SLOW_READER = """
+import sys, time
+import cli_fakes
+from edge_nudge.testing import FakeBackend
+evaluate = FakeBackend.evaluate
+def slow(self, *arguments, **more):
+    sys.stderr.write("evaluating\\n")
+    time.sleep(0.5)
+    return evaluate(self, *arguments, **more)
+FakeBackend.evaluate = slow
+cli_fakes.main()
+"""
+
+
+def test_a_long_prompt_is_left_between_two_batches(start: Start) -> None:
+    server = start("--grace", "0.2", script="long", code=SLOW_READER).ready()
+    long = {**STREAM, "messages": [{"role": "user", "content": "x" * 3000}]}  # six batches for each model
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=long) as answer:
+        server.wait_for("evaluating")
+        server.send(signal.SIGTERM)
+        seen = list(events_of(answer))
+    assert seen[-1] == "[DONE]"
+    assert seen[-2]["choices"][0]["finish_reason"] == "cancelled"
+    assert text_of_events(seen) == ""
+    assert server.end() == 0
+    assert server.err.count("evaluating") < 6
     assert server.left_behind == []
 
 
@@ -236,6 +284,33 @@ def test_a_terminal_that_goes_away_does_no_harm(start: Start) -> None:
         wait_until(lambda: client.get("/health").status_code == 200)
     server.send(signal.SIGHUP)
     assert server.end() == 0
+    assert server.left_behind == []
+
+
+def test_the_terminal_it_was_started_in_may_go_away(start: Start) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    controller, terminal = pty.openpty()
+    server = start("--grace", "60", script="long", delay_s=0.001, stdin=terminal, stdout=terminal, stderr=terminal,
+                   preexec_fn=own_terminal)  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    while b"ready after" not in seen:
+        seen += os.read(controller, 4096)
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+        events = events_of(answer)
+        next(events)
+        os.close(controller)  # the kernel sends SIGHUP, and whatever is written now fails
+        *_, last, done = events
+    assert done == "[DONE]"
+    assert last["choices"][0]["finish_reason"] in ("stop", "length")
+    assert server.process.wait(TIMEOUT_S) == 0
     assert server.left_behind == []
 
 
@@ -411,6 +486,33 @@ def test_sockets_of_systemd(start: Start) -> None:
     server.send(signal.SIGTERM)
     assert server.end() == 0
     assert path.exists()  # it is systemd's
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate")
+def test_a_server_starts_at_the_first_connection(start: Start) -> None:
+    server = start()
+    command = server.process.args
+    server.kill()
+    assert isinstance(command, list)
+    path = server.folder / "activated"
+    passed = [f"--setenv={name}={os.environ[name]}" for name in ("EDGE_NUDGE_RUNTIME_DIR", "PYTHONPATH")]
+    umask = os.umask(0o177)
+    try:
+        server.process = subprocess.Popen(
+            ["systemd-socket-activate", f"--listen={path}", "--fdname=api", *passed, *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        wait_until(path.exists)
+    finally:
+        os.umask(umask)
+    with server.client(path) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+    about = json.loads((server.folder / f"endpoint-{server.process.pid}.json").read_text())
+    assert about["socket"] == str(path)
+    server.send(signal.SIGTERM)
+    assert server.end() == 0
+    assert path.exists()
 
 
 def test_descriptors_that_make_no_sense_are_an_error(start: Start) -> None:

@@ -10,12 +10,14 @@ Owns the options of the server, its key, and the order: addresses, files, models
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from edge_nudge.server.listen import Listeners, Wanted
     from edge_nudge.server.served import Served
 
+_log = logging.getLogger(__name__)
 KEY_VARIABLE = "EDGE_NUDGE_API_KEY"
 _DEFAULT_PORT = 16834  # server/listen.py has it too; --help imports no server
 _MOST_KEY_BYTES = 4096
@@ -147,9 +150,9 @@ def _serve(
         worker = Worker(load, max_queue=values["queue"], keep_alive_s=values["keep_alive"])
         app = make_app(worker, served=served)
         with interrupts.asking(life.stop, life.remove_names):
-            _tell_addresses(listeners, endpoint, values)
+            tell = partial(_tell_addresses, listeners, endpoint, values)
             try:
-                return life.run(app, worker, logs_access=values["verbose"] > 0)
+                return life.run(app, worker, on_listening=tell, logs_access=values["verbose"] > 0)
             except InputError as error:
                 raise options.in_users_terms(error, context) from None
 
@@ -189,18 +192,21 @@ def _loader(
     spec: PairSpec, settings: dict[str, Any], values: dict[str, Any], about: dict[str, Any]
 ) -> Callable[[], Pair]:
     """Return what loads the pair, and says in `about` what it is then."""
+    has_loaded = False
 
     def load() -> Pair:
+        nonlocal has_loaded
         from edge_nudge import runtime
         from edge_nudge.document import about_document, about_pair
 
-        streams.tell(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
-        started = time.perf_counter()
+        say = streams.tell if not has_loaded else _log.info  # anew after an idle time: nobody has asked for that line
+        say(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
         pair = runtime.load_pair(spec, **settings)
         found = about_pair(pair)
         about["pair"] = about_document(found)
-        opening.tell_notes(found, values)
-        streams.tell(f"ready after {time.perf_counter() - started:.1f} s")
+        if not has_loaded:
+            opening.tell_notes(found, values)
+        has_loaded = True
         return pair
 
     return load

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edge_nudge.server.listen import Listeners
 
 DEFAULT_GRACE_S = 10.0
-_LAST_S = 3.0  # for a native call to come back after a cancel
+_LAST_S = 5.0  # for a native call to come back after a cancel
 _LAST_WORDS_S = 2  # for what is on its way to clients then
 _TICK_S = 0.02
 _KEEP_CONNECTION_S = 60
@@ -58,6 +58,10 @@ class Stoppable(Protocol):
     def join(self, timeout_s: float | None = None) -> bool: ...
 
     def describe(self) -> Any: ...
+
+
+def _nothing() -> None:
+    return None
 
 
 class Life:
@@ -108,14 +112,18 @@ class Life:
         endpoints.remove_if_ours(self.endpoint)
         self.listeners.remove_names()
 
-    def run(self, app: App, worker: Stoppable, *, logs_access: bool = False) -> bool:
+    def run(
+        self, app: App, worker: Stoppable, *, on_listening: Callable[[], object] = _nothing, logs_access: bool = False
+    ) -> bool:
         """Serve until `stop`; True if the worker has ended as well, False where a native call holds it still.
 
-        Raises what the first load raised, RuntimeDirError, OSError.
+        `on_listening` is called when clients can find the server, before anything is loaded.
+        Raises what that raises, what the first load raised, RuntimeDirError, OSError.
         """
         is_ended = True
         try:
             endpoints.write_endpoint(self.endpoint)
+            on_listening()
             if self._stop_by is not None:  # asked for already: nothing is loaded for that
                 return True
             worker.start()
@@ -125,6 +133,7 @@ class Life:
                 asyncio.set_event_loop(loop)
                 loop.run_until_complete(self._serve(loop, with_shutdown(app, self), worker, logs_access))
             finally:
+                _settle(loop)
                 asyncio.set_event_loop(None)
                 loop.close()
         finally:
@@ -146,6 +155,7 @@ class Life:
         server = _Server(_config(app, logs_access=logs_access))
         serving = asyncio.ensure_future(server.serve(sockets=self.listeners.sockets))
         asking = asyncio.ensure_future(self._asked.wait())
+        telling = asyncio.ensure_future(self._tell_when_ready(worker))
         try:
             await asyncio.wait((serving, asking), return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
@@ -154,9 +164,18 @@ class Life:
                 server.should_exit = True
             await serving
         finally:
-            asking.cancel()
-            with suppress(asyncio.CancelledError):
-                await asking
+            for task in (asking, telling):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def _tell_when_ready(self, worker: Stoppable) -> None:
+        """Say when requests are taken: whoever waits for that line must not be refused."""
+        started = time.monotonic()
+        while worker.describe().state == "loading" or not self._has_loaded:
+            await asyncio.sleep(_TICK_S)
+        if self._stop_by is None:
+            self._say(f"ready after {time.monotonic() - started:.1f} s")
 
     async def _drain(self, server: uvicorn.Server, worker: Stoppable) -> None:
         """Let running answers end, cancel those that do not."""
@@ -187,6 +206,16 @@ class Life:
         return f"stopping: {requests} up to {remaining_s:.3g} s to end; a second signal ends at once"
 
 
+def _settle(loop: asyncio.AbstractEventLoop) -> None:
+    """End what is left of requests whose clients or models did not come back."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_LAST_WORDS_S))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+
+
 class _Server(uvicorn.Server):
     """uvicorn without handlers of its own: what a signal means is not for it to say."""
 
@@ -201,7 +230,7 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
             return  # an answer that nobody read to its end when the server stopped
-        if record.levelno < logging.ERROR:
+        if record.levelno < logging.ERROR or "graceful shutdown exceeded" in str(record.msg):
             record.levelno, record.levelname = logging.INFO, "INFO"
         if _log.isEnabledFor(record.levelno):
             _log.handle(record)
