@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,14 @@ from typing import Any
 
 import pytest
 from cli_fakes import LONG, SHORT, Invoke, invoker, no_load, text_of
+from raw_server import raw_server
 from serving import FILES, TIMEOUT_S, Server, Start, starter
 
 from edge_nudge import runtime
 from edge_nudge.client import Client
 from edge_nudge.core.events import Finished, Piece
 from edge_nudge.document import about_document, about_of, about_pair
-from edge_nudge.endpoint import Endpoint, endpoint_path, write_endpoint
+from edge_nudge.endpoint import Endpoint, write_endpoint
 from edge_nudge.errors import ContextOverflowError
 
 pytestmark = [
@@ -127,19 +129,40 @@ def test_what_a_crash_left_behind_is_passed_over(start: Start, invoke: Invoke) -
     assert invoke("run", *FILES, "hi").out == text_of(SHORT) + "\n"
 
 
-def test_a_server_that_says_nothing_of_its_pair_is_passed_over(start: Start, invoke: Invoke) -> None:
-    server = start().ready()
-    mute = start("--socket", str(server.folder / "other.sock")).ready()
-    # an endpoint that points to something that is no server of ours
-    found = Endpoint.model_validate_json((server.folder / f"endpoint-{mute.process.pid}.json").read_bytes())
-    with_file = replace_socket(found, server.folder / "none.sock")
-    write_endpoint(with_file)
-    assert endpoint_path(with_file).exists()
-    assert invoke("run", *FILES, "hi", load=no_load).out == text_of(SHORT) + "\n"
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"state": "ready"}, "it does not say what it has loaded: is it of another version?"),
+        ({"error": {"code": "stopping"}}, "it is stopping"),
+        ({"state": 7, "status": None}, "it is 7"),
+        ([], "was answered otherwise than edge-nudge does"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_passed_over(
+    state: Any, why: str, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves the same files, as far as its endpoint file says."""
+    monkeypatch.setenv("EDGE_NUDGE_RUNTIME_DIR", str(tmp_path / "run"))
+    bodies = [state, {"data": [{"id": "base+nudging", "meta": {"base": "base.gguf"}}]}]
 
+    def handle(connection: socket.socket) -> None:
+        body = json.dumps(bodies.pop(0)).encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
-def replace_socket(endpoint: Endpoint, path: Path) -> Endpoint:
-    return endpoint.model_copy(update={"socket": str(path)})
+    with raw_server(handle) as server:
+        loaded = {"base": os.path.abspath("base.gguf"), "nudging": os.path.abspath("nudging.gguf")}
+        endpoint = Endpoint(
+            pid=os.getpid(),
+            socket=server.path,
+            model="base+nudging",
+            started=1.0,
+            loaded={**loaded, "base_prompt_format": "qa"},
+        )
+        write_endpoint(endpoint)
+        ended = invoke("run", *FILES, "-v", "hi")
+    assert (ended.code, ended.out) == (0, text_of(SHORT) + "\n")
+    assert f"the server at {server.path} is not used: " in ended.err
+    assert why in ended.err
 
 
 def test_a_server_that_loads_is_waited_for(start: Start) -> None:
