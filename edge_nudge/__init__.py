@@ -16,12 +16,27 @@ from typing import TYPE_CHECKING, Any
 from edge_nudge.version import __version__
 
 if TYPE_CHECKING:
+    from edge_nudge.client import AsyncClient, Client
     from edge_nudge.core.events import Event, Finished, Handoff, Piece, Role, TokenScore
     from edge_nudge.runtime import Pair, open_pair
 
-__all__ = ["Event", "Finished", "Handoff", "Pair", "Piece", "Role", "TokenScore", "__version__", "open_pair"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Event",
+    "Finished",
+    "Handoff",
+    "Pair",
+    "Piece",
+    "Role",
+    "TokenScore",
+    "__version__",
+    "open_pair",
+]
 
 _HOMES = {
+    "AsyncClient": "edge_nudge.client",
+    "Client": "edge_nudge.client",
     "Event": "edge_nudge.core.events",
     "Finished": "edge_nudge.core.events",
     "Handoff": "edge_nudge.core.events",

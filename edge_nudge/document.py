@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_nudge.core.events import Finished, ModelUsage, Piece, Role, Usage
+from edge_nudge.core.events import Cause, FinishDetail, Finished, FinishReason, ModelUsage, Piece, Role, Usage
 
 if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
@@ -78,12 +79,74 @@ def usage_document(usage: Usage) -> dict[str, int]:
     }
 
 
-def pair_document(pair: Pair) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ModelAbout:
+    """What a loaded model is; `gpu_layers` and `offload` are None where there is nothing to place."""
+
+    name: str
+    path: str
+    n_ctx: int
+    gpu_layers: int | None
+    offload: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairAbout:
+    """What a loaded pair is, and what its user should know: see runtime.Pair for notes, threads and defects."""
+
+    name: str | None
+    base: ModelAbout
+    nudging: ModelAbout
+    base_prompt_format: str
+    notes: tuple[str, ...]
+    threads: str
+    defects: dict[Role, str]
+
+    @property
+    def models(self) -> dict[Role, ModelAbout]:
+        return {Role.BASE: self.base, Role.NUDGING: self.nudging}
+
+
+def about_pair(pair: Pair) -> PairAbout:
+    """Say what a pair is."""
+    spec = pair.spec
+    base, nudging = _about_model(pair.base, spec.base), _about_model(pair.nudging, spec.nudging)
+    return PairAbout(
+        spec.name, base, nudging, spec.base_prompt_format, tuple(pair.notes), pair.threads, dict(pair.defects)
+    )
+
+
+def _about_model(backend: Backend, path: Path) -> ModelAbout:
+    # Only a native backend has layers to place.
+    layers, offload = getattr(backend, "n_gpu_layers", None), getattr(backend, "offload", None)
+    return ModelAbout(backend.info.name, str(path.expanduser().absolute()), backend.info.n_ctx, layers, offload)
+
+
+def about_document(about: PairAbout) -> dict[str, Any]:
+    """Return it as JSON has it."""
+    return {**asdict(about), "defects": {role.value: defect for role, defect in about.defects.items()}}
+
+
+def about_of(document: Mapping[str, Any]) -> PairAbout:
+    """Return what `about_document` was made of. Raises KeyError, TypeError, ValueError."""
+    defects = {Role(role): str(defect) for role, defect in document["defects"].items()}
+    return PairAbout(
+        document["name"],
+        ModelAbout(**document["base"]),
+        ModelAbout(**document["nudging"]),
+        str(document["base_prompt_format"]),
+        tuple(map(str, document["notes"])),
+        str(document["threads"]),
+        defects,
+    )
+
+
+def pair_document(about: PairAbout) -> dict[str, Any]:
     """Return what the pair is: names, files, hashes. Reads a file it has not seen before. Raises ModelFileError."""
     return {
-        "name": pair.spec.name,
-        "base": {**_model(pair.base, pair.spec.base), "prompt_format": pair.spec.base_prompt_format},
-        "nudging": _model(pair.nudging, pair.spec.nudging),
+        "name": about.name,
+        "base": {**_model(about.base), "prompt_format": about.base_prompt_format},
+        "nudging": _model(about.nudging),
     }
 
 
@@ -124,30 +187,59 @@ def finished_document(finished: Finished, request: GenerateRequest) -> dict[str,
                 "n_prompt": usage.of(role).n_prompt,
                 "n_written": usage.of(role).n_written,
                 "n_chars": usage.of(role).n_chars,
+                "n_asked": usage.of(role).n_asked,
                 "native_s": finite(usage.of(role).native_s),
+                "prompt_s": finite(usage.of(role).prompt_s),
             }
             for role in Role
         },
     }
 
 
+def finished_of(document: Mapping[str, Any]) -> Finished:
+    """Return the last event that `finished_document` was made of. Raises KeyError, ValueError, TypeError."""
+    usage = Usage(
+        **{role.value: _usage_of(document, role) for role in Role},
+        n_handoffs=document["handoffs"],
+        first_piece_s=document["first_piece_s"],
+        total_s=_number(document["total_s"]),
+    )
+    reason, detail = FinishReason(document["finish_reason"]), FinishDetail(document["finish_detail"])
+    return Finished(reason, detail, usage, document["seed"], document["stop_string"])
+
+
+def _usage_of(document: Mapping[str, Any], role: Role) -> ModelUsage:
+    name = role.value
+    model = document["models"][name]
+    return ModelUsage(
+        n_prompt=model["n_prompt"],
+        n_written=model["n_written"],
+        n_chars=model["n_chars"],
+        n_calls=document["calls"][name],
+        n_asked=model["n_asked"],
+        native_s=_number(model["native_s"]),
+        prompt_s=_number(model["prompt_s"]),
+        evaluated={cause: document["evaluated"][name][cause.value] for cause in Cause},
+        n_reused=document["reused"][name],
+    )
+
+
 def _evaluated(usage: ModelUsage) -> dict[str, int]:
     return {cause.value: n_tokens for cause, n_tokens in usage.evaluated.items()}
 
 
-def _model(backend: Backend, path: Path) -> dict[str, Any]:
+def _model(about: ModelAbout) -> dict[str, Any]:
     from edge_nudge.catalog.store import sha256_file
 
-    first, *more = _parts(path)
+    first, *more = _parts(Path(about.path))
     model = {
-        "name": backend.info.name,
+        "name": about.name,
         "file": first.name,
         "path": str(first),
         "sha256": sha256_file(first),
-        "n_ctx": backend.info.n_ctx,
-        # Only a native backend has layers to place.
-        "gpu_layers": getattr(backend, "n_gpu_layers", None),
-        "offload": getattr(backend, "offload", None),
+        "n_ctx": about.n_ctx,
+        "gpu_layers": about.gpu_layers,
+        "offload": about.offload,
     }
     if more:
         model["more_parts"] = [{"file": part.name, "sha256": sha256_file(part)} for part in more]
@@ -161,6 +253,11 @@ def _parts(path: Path) -> tuple[Path, ...]:
     from edge_nudge.engine.gguf import read_model_file
 
     return tuple(part.absolute() for part in read_model_file(path).parts)
+
+
+def _number(value: float | None) -> float:
+    """Return what `finite` was given, as far as that is known."""
+    return math.nan if value is None else value
 
 
 def finite(number: float | None) -> float | None:

@@ -93,3 +93,23 @@ class LoadingError(BusyError):
 
 class StoppingError(BusyError):
     """The service is stopping and takes nothing new."""
+
+
+class ServerError(EdgeNudgeError):
+    """The local API answered what no such server answers, or its connection failed."""
+
+    http_status = 502
+
+
+class NoServerError(ServerError):
+    """Nobody listens where a server was looked for."""
+
+
+class ServerLostError(ServerError):
+    """The connection ended in the middle of an answer: what came until then is right, and the rest is missing."""
+
+
+class AccessError(ServerError):
+    """The server wants a key, or another one."""
+
+    http_status = 401

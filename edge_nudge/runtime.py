@@ -56,6 +56,11 @@ class PairSpec:
     base_prompt_format: str = DEFAULT_BASE_FORMAT
     chat_template: str | None = None  # None: the nudging model's own
 
+    @property
+    def served_name(self) -> str:
+        """The name by which a server serves it."""
+        return self.name or f"{self.base.stem}+{self.nudging.stem}"
+
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
         if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:

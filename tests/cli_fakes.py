@@ -64,7 +64,7 @@ def fake_pair(
     **more: Any,
 ) -> Pair:
     """Return a pair that writes `script`; the base model is sure of its own words only."""
-    vocabulary = ToyVocabulary(tuple({*(word for word, _ in script if len(word.encode()) > 1), " the"}))
+    vocabulary = ToyVocabulary(tuple(sorted({*(word for word, _ in script if len(word.encode()) > 1), " the"})))
 
     def base(text: bytes) -> tuple[str, float]:
         at = _next_word(script, text)

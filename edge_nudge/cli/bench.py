@@ -22,7 +22,7 @@ from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal, wants_color
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.events import Role
-from edge_nudge.document import pair_document, to_json
+from edge_nudge.document import about_pair, pair_document, to_json
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,14 +88,15 @@ def _loaded(
         servers, served = _servers(urls, interrupts, stack)
         pair, load_s = opening.open_pair(context, values, interrupts)
         stack.enter_context(pair)
-        opening.tell_notes(pair, values)
+        about = about_pair(pair)
+        opening.tell_notes(about, values)
         with _progress(interrupts) as say:
             say("reading the files for their hashes")
             document: dict[str, Any] = {
                 "machine": machine_document(pair.threads),
-                "pair": pair_document(pair),
+                "pair": pair_document(about),
                 "load_s": load_s,
-                "warnings": opening.warnings(pair, values),
+                "warnings": opening.warnings(about, values),
             }
             if plan is None:
                 document |= _costs(pair, say)

@@ -23,6 +23,7 @@ from edge_nudge.core.visible import one_line
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
+    from edge_nudge.document import PairAbout
     from edge_nudge.runtime import Pair, PairSpec
 
 
@@ -31,12 +32,23 @@ def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Int
 
     Raises InputError in the user's terms, and what fetching and loading raise.
     """
+    spec, settings = find(context, values)
+    return load(context, spec, settings, values, interrupts)
+
+
+def load(
+    context: click.Context,
+    spec: PairSpec,
+    settings: Mapping[str, Any],
+    values: Mapping[str, Any],
+    interrupts: Interrupts,
+) -> tuple[Pair, float]:
+    """Load what `find` found; return it and the seconds that took."""
     from edge_nudge import runtime
 
-    spec, settings = find(context, values)
     try:
         started = time.perf_counter()
-        with _loading(spec, values, interrupts):
+        with loading(spec, values, interrupts):
             pair = runtime.load_pair(spec, **settings)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
@@ -68,24 +80,23 @@ def find(context: click.Context, values: Mapping[str, Any]) -> tuple[PairSpec, d
     return spec, settings
 
 
-def tell_notes(pair: Pair, values: Mapping[str, Any]) -> None:
+def tell_notes(about: PairAbout, values: Mapping[str, Any]) -> None:
     """Tell what runs where: on a terminal what a GPU does, with -v all."""
     if values["verbose"]:
-        for line in (*pair.notes, pair.threads, *warnings(pair, values)):
+        for line in (*about.notes, about.threads, *warnings(about, values)):
             streams.tell(one_line(line))
     elif is_terminal(sys.stderr):
-        for line in pair.notes:
+        for line in about.notes:
             streams.tell(one_line(line))
 
 
-def warnings(pair: Pair, values: Mapping[str, Any]) -> list[str]:
+def warnings(about: PairAbout, values: Mapping[str, Any]) -> list[str]:
     """Return what is not as one might think: text that a tokenizer loses, a context smaller than asked for."""
-    found = [f"{role.value} model: {defect}" for role, defect in pair.defects.items()]
+    found = [f"{role.value} model: {defect}" for role, defect in about.defects.items()]
     asked = values["ctx_size"]
-    for role, backend in pair.backends.items():
-        n_ctx = backend.info.n_ctx
-        if asked is not None and n_ctx < asked:
-            found.append(f"{role.value} model: a context of {asked} tokens was asked for, it has {n_ctx}")
+    for role, model in about.models.items():
+        if asked is not None and model.n_ctx < asked:
+            found.append(f"{role.value} model: a context of {asked} tokens was asked for, it has {model.n_ctx}")
     return found
 
 
@@ -96,7 +107,7 @@ def _load_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _loading(spec: PairSpec, values: Mapping[str, Any], interrupts: Interrupts) -> Iterator[None]:
+def loading(spec: PairSpec, values: Mapping[str, Any], interrupts: Interrupts) -> Iterator[None]:
     """Say on a terminal that models are being loaded, and take it away again."""
     if not is_terminal(sys.stderr) or values["verbose"]:
         with interrupts.at_once():

@@ -151,6 +151,13 @@ def output_options(function: F) -> F:
     )(function)
 
 
+def server_option(function: F) -> F:
+    """Add what keeps a running server out of it."""
+    return click.option(
+        "--no-server", is_flag=True, help="Load the pair here, also where a running server of yours has it."
+    )(function)
+
+
 def request_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a request that were given."""
     given = {name: values[name] for name in REQUEST_FIELDS if values[name] not in (None, ())}

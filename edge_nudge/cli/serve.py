@@ -16,7 +16,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,9 +144,11 @@ def _serve(
         life = Life(listeners, endpoint, grace_s=values["grace"], say=streams.tell)
         if handler is not None:
             handler.addFilter(lambda record: life.error is None)  # that one is told when everything is cleaned up
-        load = life.watch(_loader(spec, settings, values))
+        about: dict[str, Any] = {name: Path(str(endpoint.loaded[name])).name for name in ("base", "nudging")}
+        served = _served(listeners, endpoint, values, about)
+        load = life.watch(_loader(spec, settings, values, about))
         worker = Worker(load, max_queue=values["queue"], keep_alive_s=values["keep_alive"])
-        app = make_app(worker, served=_served(listeners, endpoint, values))
+        app = make_app(worker, served=served)
         with interrupts.asking(life.stop, life.remove_names):
             tell = partial(_tell_addresses, listeners, endpoint, values)
             try:
@@ -186,18 +188,24 @@ def _read_key(path: str) -> str:
     return key
 
 
-def _loader(spec: PairSpec, settings: dict[str, Any], values: dict[str, Any]) -> Callable[[], Pair]:
+def _loader(
+    spec: PairSpec, settings: dict[str, Any], values: dict[str, Any], about: dict[str, Any]
+) -> Callable[[], Pair]:
+    """Return what loads the pair, and says in `about` what it is then."""
     has_loaded = False
 
     def load() -> Pair:
         nonlocal has_loaded
         from edge_nudge import runtime
+        from edge_nudge.document import about_document, about_pair
 
         say = streams.tell if not has_loaded else _log.info  # anew after an idle time: nobody has asked for that line
         say(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
         pair = runtime.load_pair(spec, **settings)
+        found = about_pair(pair)
+        about["pair"] = about_document(found)
         if not has_loaded:
-            opening.tell_notes(pair, values)
+            opening.tell_notes(found, values)
         has_loaded = True
         return pair
 
@@ -213,7 +221,7 @@ def _endpoint(listeners: Listeners, spec: PairSpec, settings: dict[str, Any]) ->
         socket=listeners.socket_path,
         url=listeners.url,
         key=listeners.key,
-        model=spec.name or f"{spec.base.stem}+{spec.nudging.stem}",
+        model=spec.served_name,
         started=time.time(),
         loaded={
             "base": str(spec.base.expanduser().absolute()),
@@ -224,7 +232,7 @@ def _endpoint(listeners: Listeners, spec: PairSpec, settings: dict[str, Any]) ->
     )
 
 
-def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any]) -> Served:
+def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any], about: Mapping[str, Any]) -> Served:
     from edge_nudge.server.served import Served
 
     return Served(
@@ -234,7 +242,7 @@ def _served(listeners: Listeners, endpoint: Endpoint, values: dict[str, Any]) ->
         allowed_origins=tuple(values["origin"]),
         has_metrics=values["metrics"],
         allowed_hosts=tuple(values["allow_host"]),
-        about={name: Path(str(endpoint.loaded[name])).name for name in ("base", "nudging")},
+        about=about,
     )
 
 

@@ -7,6 +7,7 @@ Owns both shapes and how a token that is no whole character is spelled. Never co
 3. A token that lies across two pieces has one entry in a whole answer; in chunks its rest is an entry of its own
    with a score of 0.
 4. Minus infinity, for which JSON has no word, is -9999, as OpenAI's servers have it.
+5. Ids, and the bytes that the older shape lacks, stand beside OpenAI's fields.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class ChatScores:
 
     def _entry(self, token: TokenScore) -> dict[str, Any]:
         top = [_named(data, logprob) for data, logprob in token.top[: self._n_top]]
-        return {**_named(token.data, token.logprob), "top_logprobs": top}
+        rest = {"is_rest": True} if token.is_rest else {}
+        return {**_named(token.data, token.logprob), "top_logprobs": top, "id": token.id, **rest}
 
 
 def _named(data: bytes, logprob: float | None) -> dict[str, Any]:
@@ -79,6 +81,9 @@ class LegacyScores:
             "token_logprobs": [_number(token.logprob) for token in tokens],
             "top_logprobs": [self._table(token) for token in tokens],
             "text_offset": offsets,
+            "ids": [token.id for token in tokens],
+            "bytes": [list(token.data) for token in tokens],
+            "is_rest": [token.is_rest for token in tokens],
         }
 
     @staticmethod

@@ -47,7 +47,7 @@ class _Inbox:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._items: deque[Item | Done | Failed] = deque()
-        self._is_new = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     def listen(self, item: Any) -> None:
         """Take an item, in whatever thread. Raises RuntimeError where the loop has been closed."""
@@ -55,19 +55,29 @@ class _Inbox:
 
     def _put(self, item: Any) -> None:
         self._items.append(item)
-        self._is_new.set()
+        if self._waiter is not None:
+            _wake(self._waiter)
 
     async def take(self, timeout_s: float | None) -> list[Item | Done | Failed]:
         """Return all that is there, at least one item; nothing where the time is over."""
         if not self._items:
-            self._is_new.clear()
+            # asyncio.wait_for would make a task for each piece: time that the models' threads would have.
+            waiter = self._waiter = self._loop.create_future()
+            timer = None if timeout_s is None else self._loop.call_later(timeout_s, _wake, waiter)
             try:
-                await asyncio.wait_for(self._is_new.wait(), timeout_s)
-            except asyncio.TimeoutError:
-                return []
+                await waiter
+            finally:
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
         items = list(self._items)
         self._items.clear()
         return items
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Reply(Response):

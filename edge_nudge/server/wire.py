@@ -148,7 +148,7 @@ class Settings(BaseModel):
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     top_k: int | None = Field(None, ge=0, lt=1 << 31)
     min_p: float | None = Field(None, ge=0.0, le=1.0)
-    seed: int | None = Field(None, ge=-1, lt=1 << 63, description="null or -1: drawn, and reported")
+    seed: int | None = Field(None, ge=-1, lt=1 << 64, description="null or -1: drawn, and reported")
     stop: Annotated[tuple[Any, ...], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
