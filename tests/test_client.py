@@ -467,7 +467,7 @@ def test_pieces_and_scores_are_those_of_the_pair(kind: str, logprobs: int | None
 
 
 def without_times(usage: Usage) -> Usage:
-    models = [replace(usage.of(role), native_s=0.0) for role in Role]
+    models = [replace(usage.of(role), native_s=0.0, prompt_s=0.0) for role in Role]
     return Usage(*models, usage.n_handoffs, None, 0.0)
 
 

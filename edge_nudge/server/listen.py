@@ -154,7 +154,7 @@ class Listeners:
         """Bind a TCP address; port 0 is one that is free. Raises InputError, ListenError."""
         check_exposure(host, self._key)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        server = socket.socket(family, socket.SOCK_STREAM)
+        server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.sockets.append(server)
         if sys.platform == "win32":  # there SO_REUSEADDR would share the port with anybody
             server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
