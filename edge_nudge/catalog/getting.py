@@ -106,12 +106,17 @@ def fetch_from_hub(model: ModelEntry, source: HubSource, *, role: str, say: Say,
         raise FetchError(str(error)) from error
 
 
+def demand_access(model: HubModel) -> None:
+    """Raise FetchError where the owner asks for agreement and there is no token to show it."""
+    hub.demand_access(model.listing)
+
+
 def announce(model: HubModel, *, role: str, licence: ModelEntry | None, say: Say) -> None:
     """Say what is about to be fetched."""
     names = ", ".join(file.file for file in model.files)
     rest = model.left_bytes
     left = "" if rest == model.size_bytes else f", {megabytes(rest)} of it left to fetch"
-    say(f"{role} model: {names}, {megabytes(model.size_bytes)}{left}, from {model.listing.repo}")
+    say(f"{f'{role} model: ' if role else ''}{names}, {megabytes(model.size_bytes)}{left}, from {model.listing.repo}")
     if licence is not None and licence.licence is not None:
         say(f"  licence: {licence.licence.name}, {licence.licence.url}")
         say(f"  {licence.licence.notice}")

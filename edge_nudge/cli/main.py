@@ -26,7 +26,14 @@ from edge_nudge.version import __version__
 
 PROGRAM = "edge-nudge"
 CLOSED_PIPE = 141
-COMMANDS = {"run": "edge_nudge.cli.run:run", "bench": "edge_nudge.cli.bench:bench"}
+COMMANDS = {
+    "run": "edge_nudge.cli.run:run",
+    "pull": "edge_nudge.cli.pull:pull",
+    "list": "edge_nudge.cli.models:list_models",
+    "show": "edge_nudge.cli.models:show",
+    "rm": "edge_nudge.cli.models:remove",
+    "bench": "edge_nudge.cli.bench:bench",
+}
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 
 EPILOG = """\b
