@@ -57,10 +57,12 @@ def models_dir() -> Path:
 
 
 def megabytes(n_bytes: int) -> str:
-    """Write a size for people, in millions or thousand millions of bytes."""
+    """Write a size for people, in thousands, millions or thousand millions of bytes."""
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.2f} GB" if n_bytes < 10e9 else f"{n_bytes / 1e9:.1f} GB"
-    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 10e6 else f"{n_bytes / 1e6:.1f} MB"
+    if n_bytes >= 1e5:
+        return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 10e6 else f"{n_bytes / 1e6:.1f} MB"
+    return f"{n_bytes / 1e3:.1f} kB"
 
 
 def sha256_file(path: Path, *, advance: Callable[[int], None] | None = None) -> str:

@@ -11,6 +11,7 @@ huggingface_hub's, an extra, imported on first use. Never writes a file; hub_fet
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -178,6 +179,9 @@ def _client(repo: str) -> HfApi:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi
 
+    library = logging.getLogger("huggingface_hub")
+    if library.level == logging.WARNING and not logging.getLogger("edge_nudge").isEnabledFor(logging.INFO):
+        library.setLevel(logging.ERROR)  # it warns of every try; what comes of them is told in the end
     return HfApi(endpoint=endpoint(), library_name="edge-nudge")
 
 
@@ -204,6 +208,11 @@ def is_vanished(error: BaseException) -> bool:
     from huggingface_hub import errors
 
     return isinstance(error.__cause__, errors.RevisionNotFoundError)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Tell whether a FetchError says that nobody answered."""
+    return error.__cause__ is not None and getattr(error.__cause__, "response", None) is None
 
 
 def _reason(error: BaseException, repo: str, revision: str | None, file: str | None) -> str:

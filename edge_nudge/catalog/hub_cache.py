@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def remove_cached(path: Path, repo: str) -> int:
             break
         with suppress(OSError):  # not empty: it has other files
             folder.rmdir()
+    if not any(names for part in ("snapshots", "blobs") for _, _, names in os.walk(home / part)):
+        shutil.rmtree(home, ignore_errors=True)  # what is left are notes about files that are gone
     return freed
 
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfFileMetadata
 
-_N_TRIES = 5  # without a byte between them
+_N_TRIES = 2  # without a byte between them; huggingface_hub tries 5 times in each of them
+_CHUNK_BYTES = 1 << 18
 _PAUSE_S = 1.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -187,7 +188,7 @@ def _get(url: str, out: BinaryIO, headers: dict[str, str], n_done: int, file: hu
             progress.advance(n_bytes)
 
     bar: Any = Bar
-    with hub.explained(file.file), _short_is_transient():
+    with hub.explained(file.file), _short_is_transient(), _small_chunks():
         try:
             http_get(
                 url, out, resume_size=n_done, headers=headers, expected_size=file.size_bytes,
@@ -198,6 +199,19 @@ def _get(url: str, out: BinaryIO, headers: dict[str, str], n_done: int, file: hu
                 f"{file.file} has {megabytes(file.size_bytes)}, too much for a plain fetch: use 'hf download' with "
                 f"hf_xet, the file is then found in the cache"
             ) from error
+
+
+@contextmanager
+def _small_chunks() -> Iterator[None]:
+    """Let bytes be written as they come: chunks of 10 MB make a bar jump, and a broken connection loses one."""
+    from huggingface_hub import constants
+
+    usual = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = usual
 
 
 class _ShortError(Exception):

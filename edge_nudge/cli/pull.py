@@ -24,10 +24,11 @@ from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.progress import Bars
 from edge_nudge.cli.render import is_terminal
 from edge_nudge.cli.verbosity import show_log
-from edge_nudge.errors import InputError
+from edge_nudge.errors import FetchError, InputError
 
 if TYPE_CHECKING:
     from edge_nudge.catalog.getting import HubModel
+    from edge_nudge.catalog.hub import HubName
     from edge_nudge.catalog.manifest import PairManifest
     from edge_nudge.catalog.store import Wanted
 
@@ -104,22 +105,35 @@ def _look_up(name: str, bars: Bars) -> _Task:
     if hub_name is None:
         load_manifest(name)  # says which pairs there are
         raise AssertionError("an unknown pair is an error")
-    return _look_up_on_hub(name, hub_name)
+    return _look_up_on_hub(name, hub_name, bars)
 
 
-def _look_up_on_hub(name: str, hub_name: Any) -> _Task:
-    from edge_nudge.catalog import getting, hub_cache
-    from edge_nudge.catalog.names import cached_parts
+def _look_up_on_hub(name: str, hub_name: HubName, bars: Bars) -> _Task:
+    """Ask the hub for a model; where it cannot be asked, the cache as last seen has to do, and that is said."""
+    from edge_nudge.catalog import getting, hub, hub_cache
 
-    if hub_cache.is_offline():
-        parts = cached_parts(hub_name)
-        if parts:
-            return _Task(name, None, [], [], list(parts))
-    model = getting.ask_hub_by_name(hub_name)
+    try:
+        model = getting.ask_hub_by_name(hub_name)
+    except FetchError as error:
+        parts = _parts_as_last_seen(hub_name)
+        if not parts or not (hub_cache.is_offline() or hub.is_unreachable(error)):
+            raise
+        if not hub_cache.is_offline():
+            bars.say(f"{error}. {name} is here as last seen.")
+        return _Task(name, None, [], [], list(parts))
     here = [hub_cache.cached_file(model.listing.repo, file.file, model.listing.commit) for file in model.files]
     if None not in here:
         return _Task(name, None, [], [], [path for path in here if path is not None])
     return _Task(name, None, [], [("", model)], [])
+
+
+def _parts_as_last_seen(name: HubName) -> tuple[Path, ...]:
+    from edge_nudge.catalog.names import cached_parts
+
+    try:
+        return cached_parts(name)
+    except InputError:  # the cache has other files of the repository
+        return ()
 
 
 def _announce(tasks: list[_Task], bars: Bars) -> None:
