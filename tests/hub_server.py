@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -68,6 +68,7 @@ class HubServer:
         self.faults = Faults()
         self.asked: list[Asked] = []
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
         self.started = threading.Event()  # content was asked for
         self._hub = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, is_content=False))
         self._content = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, is_content=True))
@@ -96,6 +97,11 @@ class HubServer:
         finally:
             for server in (self._hub, self._content):
                 server.shutdown()
+            with self.lock:
+                for connection in self.connections:  # kept alive by clients: their threads wait for more
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+            for server in (self._hub, self._content):
                 server.server_close()
             for thread in threads:
                 thread.join()
@@ -104,6 +110,11 @@ class HubServer:
 def _handler(hub: HubServer, *, is_content: bool) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            with hub.lock:
+                hub.connections.append(self.connection)
 
         def log_message(self, *_: Any) -> None:
             return
