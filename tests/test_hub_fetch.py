@@ -453,6 +453,7 @@ def test_a_pull_that_was_ended_is_continued(home: Path, server: HubServer, end: 
     out, err = process.communicate(timeout=60)
     assert process.returncode == (130 if end == signal.SIGINT else -9), err
     assert out == ""
+    assert ("kept: the same command goes on there" in err) == (end == signal.SIGINT)
     n_kept = partial.stat().st_size
     assert 0 < n_kept < len(DATA)
     server.faults.slow_s = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -225,3 +226,17 @@ def test_hub_sources_are_pinned_where_the_hash_is() -> None:
         for _, model in store.models_of(load_manifest(name)):
             if isinstance(model.source, HubSource) and model.source.revision:
                 assert model.sha256
+
+
+def test_the_examples_in_the_readme_are_pairs(config: Path) -> None:
+    readme = (Path(__file__).parent.parent / "models" / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    assert len(examples) == 2
+    for i, text in enumerate(examples):
+        write(config, f"example-{i}", text)
+        assert load_manifest(f"example-{i}").gamma in (0.3, 0.35)
+
+
+def test_the_readme_lists_every_shipped_pair() -> None:
+    readme = (Path(__file__).parent.parent / "models" / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([a-z0-9.-]+)` \| .* GB \| .* GB \|$", readme, re.MULTILINE)) == SHIPPED

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edge_nudge.cli import streams
-from edge_nudge.cli.render import is_terminal, one_line, wants_color
+from edge_nudge.cli.render import is_terminal, one_line, visible, wants_color
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,8 +33,12 @@ class Bars:
 
     def say(self, line: str) -> None:
         """Write a line above the bar."""
-        self._pause()
-        streams.tell(line)
+        if self._bars is None:
+            streams.tell(line)
+            return
+        from rich.text import Text
+
+        self._bars.console.print(Text(visible(line)), soft_wrap=True)
 
     def start(self, what: str, n_bytes: int | None, n_done: int = 0) -> None:
         self.end()
@@ -65,9 +69,3 @@ class Bars:
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._task = None
-
-    def _pause(self) -> None:
-        """Leave the bar as it is and go on below it, so that a line does not run into it."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars.start()

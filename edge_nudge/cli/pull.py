@@ -76,8 +76,13 @@ def pull(context: click.Context, /, names: tuple[str, ...], **values: Any) -> No
         _announce(wanted, bars)
         if wanted and not values["yes"]:
             _ask(_wheel_bytes(wanted) + _hub_bytes(wanted))
-        for task in wanted:
-            _fetch(task, bars)
+        try:
+            for task in wanted:
+                _fetch(task, bars)
+        except KeyboardInterrupt:
+            bars.end()
+            bars.say("What came from the hub so far is kept: the same command goes on there.")
+            raise
         _report(tasks, is_json=values["as_json"])
 
 
@@ -209,5 +214,5 @@ def _report(tasks: list[_Task], *, is_json: bool) -> None:
         streams.write_out("".join(f"{path}\n" for path in task.paths))
     if is_terminal(sys.stderr):
         for task in tasks:
-            kind = "pair" if task.manifest is not None else "base"
-            streams.tell(f"{task.name} {'was here already' if task.is_here else 'is here'}: --{kind} {task.name}")
+            how = f"--pair {task.name}" if task.manifest is not None else f"-m or --nudge {task.name}"
+            streams.tell(f"{task.name} {'was here already' if task.is_here else 'is here'}: use it with {how}")
