@@ -19,6 +19,7 @@ from tiny_gguf import CHATML, write_tiny
 from edge_nudge.catalog import found, hub_cache, hub_fetch, ledger, store
 from edge_nudge.catalog.files import megabytes
 from edge_nudge.cli import pull as pull_command
+from edge_nudge.cli.main import commands
 from edge_nudge.runtime import PairSpec
 
 REPO = "user/Tiny-GGUF"
@@ -459,3 +460,11 @@ def test_the_limit_is_the_one_that_is_told() -> None:
     assert store.LARGE_BYTES == 1e9
     assert "From 1 GB on" in (pull_command.__doc__ or "")
     assert found.OLLAMA_PREFIX == "ollama:"
+
+
+def test_the_shell_offers_pairs() -> None:
+    command = commands.get_command(click.Context(commands), "pull")
+    assert command is not None
+    context = click.Context(command)
+    offered = command.params[0].shell_complete(context, "qwen-3-8b")
+    assert [item.value for item in offered] == ["qwen-3-8b-gemma-3-1b", "qwen-3-8b-llama-3-1b"]

@@ -279,6 +279,20 @@ def test_a_damaged_file_in_the_cache_is_not_taken(server: HubServer) -> None:
     blob.write_bytes(OTHER)
     os.utime(blob, ns=(1, 1))
     assert store.find_pair(manifest()) is None
+    said: list[str] = []
+    ledger.forget(files.base)
+    assert store.ensure_pair(manifest(), say=said.append, may_be_large=True) == files
+    assert files.base.read_bytes() == DATA
+    assert any("is damaged: it is not what the hub has" in line for line in said)
+    assert list(ledger.notes()) == []  # it was not ours before, and is not now
+
+
+def test_a_copy_in_the_place_of_a_link_is_replaced_too(server: HubServer) -> None:
+    path = fetch()
+    path.unlink()
+    path.write_bytes(OTHER)  # as on a system without links
+    assert fetch() == path
+    assert path.read_bytes() == DATA
 
 
 def test_a_vanished_revision_is_replaced_by_the_same_content_and_that_is_said(server: HubServer) -> None:
@@ -409,7 +423,8 @@ def run_pull(home: Path, server: HubServer, *arguments: str, limit: int | None =
 
     return subprocess.Popen(
         [sys.executable, "-m", "edge_nudge.cli.main", "pull", REPO, *arguments],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limited,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=limited if os.name == "posix" else None,
     )  # fmt: skip
 
 
@@ -441,7 +456,8 @@ def test_two_pulls_at_once_fetch_once(home: Path, server: HubServer) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX systems")
+@pytest.mark.parametrize("end", [getattr(signal, "SIGKILL", None), signal.SIGINT])
 def test_a_pull_that_was_ended_is_continued(home: Path, server: HubServer, end: signal.Signals) -> None:
     server.faults.slow_s = 0.05
     process = run_pull(home, server)

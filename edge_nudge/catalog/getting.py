@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_nudge.catalog import hub, hub_fetch, ledger
+from edge_nudge.catalog import hub, hub_cache, hub_fetch, ledger
 from edge_nudge.catalog.fields import HubSource, ModelEntry
 from edge_nudge.catalog.files import megabytes
 from edge_nudge.catalog.progress import Progress
@@ -75,6 +75,13 @@ def ask_hub_by_name(name: hub.HubName) -> HubModel:
     hub.demand_client(str(name))
     listing = hub.list_repo(name.repo)
     return HubModel(listing, hub.choose(listing.files, name), is_main=True)
+
+
+def in_cache(model: HubModel) -> list[Path]:
+    """Return which parts of a model the cache has, whole and right."""
+    repo, commit = model.listing.repo, model.listing.commit
+    places = [(hub_cache.cached_file(repo, file.file, commit), file) for file in model.files]
+    return [path for path, file in places if path is not None and hub_fetch.is_right(path, file)]
 
 
 def fetch(model: HubModel, *, say: Say, progress: Progress) -> list[Path]:

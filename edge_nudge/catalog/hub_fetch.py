@@ -26,9 +26,9 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from edge_nudge.catalog import hub, hub_cache
-from edge_nudge.catalog.files import hash_file, megabytes, remember_hash, write_whole
+from edge_nudge.catalog.files import hash_file, megabytes, remember_hash, sha256_file, write_whole
 from edge_nudge.catalog.progress import Progress
-from edge_nudge.errors import FetchError
+from edge_nudge.errors import FetchError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +48,16 @@ Say = Callable[[str], None]
 def bytes_there(repo: str, file: hub.HubFile) -> int:
     """Return how many bytes of a file an earlier run has left."""
     return _size(_blobs(repo) / f"{file.sha256}{_SUFFIX}") if file.sha256 else 0
+
+
+def is_right(path: Path, file: hub.HubFile) -> bool:
+    """Tell whether a file in the cache is what the hub lists; its sha256 is read once and remembered."""
+    if _size(path) != file.size_bytes:
+        return False
+    try:
+        return file.sha256 is None or sha256_file(path) == file.sha256
+    except ModelFileError:
+        return False
 
 
 def check_room(n_bytes: int) -> None:
@@ -76,9 +86,12 @@ def fetch_file(
             f"was fetched"
         )
     found = hub_cache.cached_file(listing.repo, file.file, listing.commit)
-    if found is not None and _size(found) == file.size_bytes:
+    if found is not None and is_right(found, file):
         return found, False
+    if found is not None:
+        say(f"{found} is damaged: it is not what the hub has under this name. It is fetched again.")
     hub.demand_access(listing)
+    is_new = False
     with _kept(listing.repo):
         metadata = _metadata(listing, file)
         blob = _blobs(listing.repo) / str(metadata.etag)
@@ -86,10 +99,12 @@ def fetch_file(
         locks.mkdir(parents=True, exist_ok=True)
         blob.parent.mkdir(parents=True, exist_ok=True)
         with _locked(locks / f"{metadata.etag}.edge-nudge.lock", file.file, say):
-            is_new = _size(blob) != file.size_bytes
-            if is_new:
+            if not (blob.is_file() and is_right(blob, file)):
                 known = sha256 or file.sha256 or (blob.name if len(blob.name) == 64 else None)
                 _fetch_blob(listing, file, metadata, blob, known, say, progress)
+                is_new = found is None  # what was there before is not ours, damaged or not
+            if found is not None and not found.is_symlink():
+                found.unlink()  # a copy, where the system has no links
             path = _linked(listing, file)
         if is_main:
             write_whole(hub_cache.repo_folder(listing.repo) / "refs" / "main", listing.commit)

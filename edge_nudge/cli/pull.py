@@ -21,6 +21,7 @@ import click
 from edge_nudge.cli import streams
 from edge_nudge.cli.document import to_json
 from edge_nudge.cli.interrupts import Interrupts
+from edge_nudge.cli.names import complete_pairs
 from edge_nudge.cli.progress import Bars
 from edge_nudge.cli.render import is_terminal
 from edge_nudge.cli.verbosity import show_log
@@ -49,7 +50,7 @@ class _Task:
 
 
 @click.command(short_help="Get models: pairs, or files from the hub.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_pairs)
 @click.option("-y", "--yes", is_flag=True, help="Fetch without asking, however large it is.")
 @click.option("--offline", is_flag=True, help="Use no network: only tell what is here and what is not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when everything is here.")
@@ -126,9 +127,9 @@ def _look_up_on_hub(name: str, hub_name: HubName, bars: Bars) -> _Task:
         if not hub_cache.is_offline():
             bars.say(f"{error}. {name} is here as last seen.")
         return _Task(name, None, [], [], list(parts))
-    here = [hub_cache.cached_file(model.listing.repo, file.file, model.listing.commit) for file in model.files]
-    if None not in here:
-        return _Task(name, None, [], [], [path for path in here if path is not None])
+    here = getting.in_cache(model)
+    if len(here) == len(model.files):
+        return _Task(name, None, [], [], here)
     return _Task(name, None, [], [("", model)], [])
 
 
