@@ -82,7 +82,7 @@ class HubServer:
 
     @property
     def content_url(self) -> str:
-        return f"http://127.0.0.1:{self._content.server_port}"
+        return f"http://localhost:{self._content.server_port}"  # another host, as the real one
 
     def content_requests(self) -> list[Asked]:
         return [asked for asked in self.asked if asked.is_content and asked.method == "GET"]
