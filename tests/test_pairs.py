@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from edge_nudge.core.request import Message
 from edge_nudge.core.template import ChatTemplate, base_format, render_chat
 from edge_nudge.errors import InputError
 
-SHIPPED = sorted(entry.name[:-5] for entry in files("edge_nudge.models").iterdir() if entry.name.endswith(".toml"))
+FOLDER = Path(__file__).parent.parent / "models"
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +216,7 @@ def test_other_files_in_the_folder_are_no_pairs(config: Path) -> None:
 
 def test_the_manifests_are_plain_toml() -> None:
     for name in SHIPPED:
-        data = parse_toml((files("edge_nudge.models") / f"{name}.toml").read_text(encoding="utf-8"), where=name)
+        data = parse_toml((FOLDER / f"{name}.toml").read_text(encoding="utf-8"), where=name)
         assert isinstance(PairManifest.model_validate(data), PairManifest)
 
 
@@ -229,7 +229,7 @@ def test_hub_sources_are_pinned_where_the_hash_is() -> None:
 
 
 def test_the_examples_in_the_readme_are_pairs(config: Path) -> None:
-    readme = (Path(__file__).parent.parent / "models" / "README.md").read_text(encoding="utf-8")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
     assert len(examples) == 2
     for i, text in enumerate(examples):
@@ -238,5 +238,5 @@ def test_the_examples_in_the_readme_are_pairs(config: Path) -> None:
 
 
 def test_the_readme_lists_every_shipped_pair() -> None:
-    readme = (Path(__file__).parent.parent / "models" / "README.md").read_text(encoding="utf-8")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `([a-z0-9.-]+)` \| .* GB \| .* GB \|$", readme, re.MULTILINE)) == SHIPPED

@@ -62,7 +62,7 @@ def megabytes(n_bytes: int) -> str:
         return f"{n_bytes / 1e9:.2f} GB" if n_bytes < 10e9 else f"{n_bytes / 1e9:.1f} GB"
     if n_bytes >= 1e5:
         return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 10e6 else f"{n_bytes / 1e6:.1f} MB"
-    return f"{n_bytes / 1e3:.1f} kB"
+    return f"{n_bytes / 1e3:.1f} kB" if n_bytes >= 1000 else f"{n_bytes} bytes"
 
 
 def sha256_file(path: Path, *, advance: Callable[[int], None] | None = None) -> str:

@@ -56,7 +56,10 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What the header of a file says; `unusable` says why it cannot write text, with a `fault` nothing is known."""
+    """What the header of a file says; `unusable` says why it cannot write text, with a `fault` nothing is known.
+
+    Both are predicates: "is a LoRA adapter ...", "ends inside its header ...".
+    """
 
     architecture: str | None = None
     quantization: str | None = None
@@ -75,12 +78,12 @@ def found_files() -> Iterator[FoundFile]:
 
 def look(found: FoundFile) -> Looked:
     """Read the header of a file. Never raises for what is in it."""
-    from edge_nudge.engine.gguf import read_model_file, why_unusable
+    from edge_nudge.engine.gguf import quoted, read_model_file, why_unusable
 
     try:
         header = read_model_file(found.path)
     except ModelFileError as error:
-        return Looked(fault=str(error))
+        return Looked(fault=str(error).removeprefix(f"model file {quoted(found.path)} "))
     return Looked(
         architecture=header.architecture or None,
         quantization=header.quantization,

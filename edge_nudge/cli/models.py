@@ -160,7 +160,7 @@ def _list_text(document: dict[str, Any]) -> str:
 
 def _kind_text(file: dict[str, Any]) -> str:
     if file["fault"]:
-        return f"cannot be used: {file['fault']}"
+        return f"broken: it {file['fault']}"
     if file["unusable"]:
-        return f"cannot be used: {file['unusable']}"
+        return f"cannot be used: it {file['unusable']}"
     return f"{file['kind']}: {file['why']}"
