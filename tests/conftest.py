@@ -24,7 +24,7 @@ settings.load_profile("edge-nudge")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hashes and batch costs of test files are not left in the user's cache; the user's own pairs are none of a test's."""
+    """Hashes and batch costs of test files stay out of the user's cache, the user's own pairs out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGE_NUDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("EDGE_NUDGE_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))

@@ -32,6 +32,7 @@ TIMEOUT_S = 20.0
 _N_LISTED = 12
 _PREFIX = re.compile(r"(?:https://)?(?:huggingface\.co|hf\.co)/")
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<choice>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"-(?P<part>\d{5})-of-(?P<count>\d{5})(?=\.gguf$)", re.IGNORECASE)
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|BF16|F16|F32|FP16|FP32|MXFP4\w*)", re.IGNORECASE)
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
@@ -140,7 +141,7 @@ def list_repo(repo: str, revision: str | None = None) -> Listing:
     with explained(repo, revision):
         info = client.model_info(repo, revision=revision, timeout=TIMEOUT_S)
         commit = info.sha
-        if commit is None:
+        if commit is None or not _COMMIT.fullmatch(commit):
             raise FetchError(f"{endpoint()} names no commit for {repo}: is it a hub?")
         files = []
         for entry in client.list_repo_tree(repo, recursive=True, revision=commit):
