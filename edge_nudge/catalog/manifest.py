@@ -1,143 +1,172 @@
-"""Pair manifests: which two models make a pair, and exactly which bytes they are.
+"""Pair manifests: which there are, the shipped ones and the user's own.
 
-Owns the fields of models/*.toml, their validation, and finding the shipped ones. Never fetches anything and
-never looks at a model file.
+Owns where manifests are found and how a user's one replaces or extends a shipped one. Never looks at a model file.
 
-1. A model file is named by size and sha256; nothing else is accepted in its place.
-2. The shipped manifests are resources of `edge_nudge.models`: the same from a wheel, an editable install or a checkout.
-3. Every fault is an InputError that names the manifest and the field.
+1. The shipped manifests are resources of `edge_nudge.models`: the same from a wheel, an editable install or a checkout.
+2. A user's `models/NAME.toml` in the configuration folder comes first. With `extends = "PAIR"` it takes a shipped
+   pair and replaces the fields it names; without, it stands alone, also under the name of a shipped pair.
+3. One faulty manifest of a user never hides the other pairs: its fault is told where it is asked for, and by `list`.
 """
 
 from __future__ import annotations
 
-import re
-import sys
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from edge_nudge.core.request import describe
+from edge_nudge.catalog.fields import (
+    NAME,
+    BaseModelEntry,
+    HubSource,
+    Licence,
+    ModelEntry,
+    NudgingModelEntry,
+    OllamaSource,
+    PairManifest,
+    Wheel,
+    WheelSource,
+    parse_manifest,
+    parse_toml,
+    validate_manifest,
+)
+from edge_nudge.catalog.files import config_dir
 from edge_nudge.errors import InputError
 
-# tomllib came with Python 3.11. Imported by name, because no single environment has both for the type checker.
-_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+__all__ = [
+    "BaseModelEntry",
+    "HubSource",
+    "KnownPair",
+    "Licence",
+    "ModelEntry",
+    "NudgingModelEntry",
+    "OllamaSource",
+    "PairManifest",
+    "Wheel",
+    "WheelSource",
+    "known_pairs",
+    "list_manifests",
+    "load_manifest",
+    "parse_manifest",
+    "user_pairs_dir",
+]
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-_Strict = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-_Line = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\r\n]+$")]
-_Bytes = Annotated[int, Field(gt=0)]
-_FileName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.gguf$")]
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Licence(BaseModel):
-    """Under which terms a model may be used; shown before it is fetched."""
-
-    model_config = _Strict
-    name: _Line
-    url: Annotated[str, Field(pattern=r"^https://\S+$")]
-    notice: _Line
-
-
-class Wheel(BaseModel):
-    """One package of one version and the paths inside its wheel, to be joined in this order."""
-
-    model_config = _Strict
-    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
-    version: Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+!]*$")]
-    download_bytes: _Bytes
-    members: Annotated[tuple[_Line, ...], Field(strict=False, min_length=1)]
+_MOST_BYTES = 1 << 20  # of a manifest
+# What stands for one decision goes as a whole: half of one source and half of another would be neither.
+_WHOLE = frozenset({"source", "licence", "shape", "figures"})
+# What is said of the bytes of one source is not true of another one.
+_OF_A_SOURCE = ("file", "sha256", "size_bytes", "about_bytes", "quantization", "verified", "licence", "shape")
 
 
-class WheelSource(BaseModel):
-    """A model that comes as one or more wheels, through the user's own pip configuration."""
+@dataclass(frozen=True, slots=True)
+class KnownPair:
+    """One pair of the catalog, or why there is none. `place` is None for a shipped one."""
 
-    model_config = _Strict
-    kind: Literal["wheels"]
-    wheels: Annotated[tuple[Wheel, ...], Field(strict=False, min_length=1)]
-
-    @property
-    def download_bytes(self) -> int:
-        return sum(wheel.download_bytes for wheel in self.wheels)
+    name: str
+    manifest: PairManifest | None
+    place: Path | None
+    fault: str | None = None
 
 
-class ModelEntry(BaseModel):
-    """One model file: what it is and where it comes from."""
-
-    model_config = _Strict
-    file: _FileName
-    sha256: _Sha256
-    size_bytes: _Bytes
-    licence: Licence
-    source: WheelSource
-
-
-class BaseModelEntry(ModelEntry):
-    """The base model; `prompt_format` names the text put around a conversation (core/prompt.py)."""
-
-    prompt_format: _Line
-
-
-class NudgingModelEntry(ModelEntry):
-    """The nudging model; `chat_template` is used instead of the one in the file."""
-
-    chat_template: Annotated[str, Field(min_length=1)] | None = None
-
-
-class PairManifest(BaseModel):
-    """One pair, as written in models/NAME.toml."""
-
-    model_config = _Strict
-    name: Annotated[str, Field(pattern=rf"^{_NAME.pattern}$")]
-    title: _Line
-    gamma: Annotated[float, Field(ge=0.0, le=1.0)]
-    base: BaseModelEntry
-    nudging: NudgingModelEntry
-
-    @model_validator(mode="after")
-    def _a_name_stands_for_one_content(self) -> PairManifest:
-        if self.base.file == self.nudging.file and self.base.sha256 != self.nudging.sha256:
-            raise ValueError(f"base.file and nudging.file are both {self.base.file}, with different sha256")
-        return self
-
-
-def parse_manifest(text: str, *, where: str) -> PairManifest:
-    """Validate the text of a manifest; `where` names it in messages.
-
-    Raises InputError naming `where` and the field.
-    """
-    try:
-        data = _toml.loads(text)
-    except ValueError as error:  # TOMLDecodeError of either library is one
-        raise InputError(f"{where}: not valid TOML: {error}") from None
-    try:
-        return PairManifest.model_validate(data)
-    except ValidationError as error:
-        raise InputError(f"{where}: {describe(error)}") from None
+def user_pairs_dir() -> Path:
+    """Return the folder of the user's own manifests; it may not exist."""
+    return config_dir() / "models"
 
 
 def list_manifests() -> tuple[str, ...]:
-    """Return the names of the shipped pairs, sorted."""
-    return tuple(sorted(_shipped()))
+    """Return the names of all pairs, sorted."""
+    return tuple(sorted({*_shipped(), *_users()}))
+
+
+def known_pairs() -> tuple[KnownPair, ...]:
+    """Return every pair, sorted by name, the demo pair first; a faulty one with its fault."""
+    users = _users()
+    names = sorted(list_manifests(), key=lambda name: (name != "demo", name))
+    return tuple(_known(name, users.get(name)) for name in names)
+
+
+def _known(name: str, place: Path | None) -> KnownPair:
+    try:
+        return KnownPair(name, load_manifest(name), place)
+    except InputError as error:
+        return KnownPair(name, None, place, str(error))
 
 
 def load_manifest(name: str) -> PairManifest:
-    """Return a shipped pair's manifest.
+    """Return a pair's manifest, the user's own before a shipped one.
 
-    Raises InputError for a name that is unknown or no name, listing the known ones.
+    Raises InputError for a name that is unknown or no name, listing the known ones, and for a fault in a manifest.
     """
+    users = _users()
+    if name in users:
+        return _load_user(name, users[name])
     shipped = _shipped()
-    if not _NAME.fullmatch(name) or name not in shipped:
-        raise InputError(f"unknown pair {name!r}: the known pairs are {', '.join(sorted(shipped)) or 'none'}")
+    if not NAME.fullmatch(name) or name not in shipped:
+        known = ", ".join(sorted({*shipped, *users})) or "none"
+        raise InputError(f"unknown pair {name!r}: the known pairs are {known}")
     where = f"models/{name}.toml"
-    manifest = parse_manifest(shipped[name], where=where)
+    return _named(parse_manifest(shipped[name], where=where), name, where)
+
+
+def _load_user(name: str, path: Path) -> PairManifest:
+    where = str(path)
+    if not NAME.fullmatch(name):
+        raise InputError(f"{where}: a pair's name has small letters, digits and '-', '_', '.': rename the file")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror or error}): check its permissions") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: is not UTF-8, at byte {error.start}: save it as UTF-8") from None
+    if len(raw) > _MOST_BYTES:
+        raise InputError(f"{where}: is longer than {_MOST_BYTES} bytes: this is no manifest")
+    data = parse_toml(text, where=where)
+    if "extends" in data:
+        data = _extended(data, where)
+    data.setdefault("name", name)
+    return _named(validate_manifest(data, where=where), name, where)
+
+
+def _extended(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields of the shipped pair that `extends` names, with those of `data` in their place."""
+    asked, shipped = data["extends"], _shipped()
+    if not isinstance(asked, str) or asked not in shipped:
+        raise InputError(f"{where}: extends: is {asked!r}, the shipped pairs are {', '.join(sorted(shipped))}")
+    below = parse_toml(shipped[asked], where=f"models/{asked}.toml")
+    del below["name"]  # the new one has the name of its file
+    return _merged(below, {key: value for key, value in data.items() if key != "extends"})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    if "source" in above:
+        below = {key: value for key, value in below.items() if key not in _OF_A_SOURCE}
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        is_deep = isinstance(value, Mapping) and isinstance(old, Mapping) and key not in _WHOLE
+        both[key] = _merged(old, value) if is_deep and isinstance(old, Mapping) else value
+    return both
+
+
+def _named(manifest: PairManifest, name: str, where: str) -> PairManifest:
     if manifest.name != name:
         raise InputError(f"{where}: name: is {manifest.name!r}, must be {name!r} as in the file's name")
     return manifest
+
+
+def _users() -> dict[str, Path]:
+    """Return the paths of the user's manifests, by name."""
+    try:
+        return {path.name.removesuffix(".toml"): path for path in user_pairs_dir().iterdir() if _is_manifest(path)}
+    except OSError:  # there is no such folder, or it cannot be read
+        return {}
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.suffix == ".toml" and not path.name.startswith(".")
 
 
 def _shipped() -> dict[str, str]:

