@@ -34,9 +34,12 @@ from edge_nudge.errors import InputError
 if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
     from edge_nudge.core.costs import CostCurve
+    from edge_nudge.engine.fitting import Plan
+    from edge_nudge.engine.llama import LlamaBackend
 
 DEFAULT_CTX_SIZE = 4096
 DEFAULT_BASE_FORMAT = "qa"
+DEFAULT_KV_TYPE = "f16"
 MAX_SETTING = 1 << 24
 PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
 
@@ -250,16 +253,20 @@ def open_pair(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    base_kv_type: str = DEFAULT_KV_TYPE,
+    nudge_kv_type: str = DEFAULT_KV_TYPE,
+    fit_check: bool = True,
     base_prompt_format: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
     """Load a named pair (default: the demo pair, fetched on first use) or two GGUF files.
 
     `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
-    the affinity mask and cgroup quota; `*_gpu_layers` None: all layers if the build and the machine have a GPU.
-    Raises InputError, FetchError, ModelFileError, EngineError.
+    the affinity mask and cgroup quota; `*_gpu_layers` None: as many layers as fit if there is a GPU; `*_kv_type`:
+    how the caches are kept, "f16", "q8_0" or "q4_0". `fit_check` False loads what will not fit into memory.
+    Raises InputError, FetchError, ModelFileError, EngineError, NoRoomError.
     """
-    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
+    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, base_kv_type, nudge_kv_type)
     spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
     return load_pair(
         spec,
@@ -267,6 +274,9 @@ def open_pair(
         threads=threads,
         base_gpu_layers=base_gpu_layers,
         nudge_gpu_layers=nudge_gpu_layers,
+        base_kv_type=base_kv_type,
+        nudge_kv_type=nudge_kv_type,
+        fit_check=fit_check,
         say=say,
     )
 
@@ -276,8 +286,15 @@ def check_load_settings(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    base_kv_type: str = DEFAULT_KV_TYPE,
+    nudge_kv_type: str = DEFAULT_KV_TYPE,
+    fit_check: bool = True,
 ) -> None:
-    """Raise InputError for a number that no machine can use: before anything is fetched for it."""
+    """Raise InputError for a setting that no machine can use: before anything is fetched for it."""
+    from edge_nudge.engine.fitting import check_kv_type
+
+    for kv_type in (base_kv_type, nudge_kv_type):
+        check_kv_type(kv_type)
     for name, value, least in (
         ("ctx_size", ctx_size, 1),
         ("threads", threads, 1),
@@ -297,42 +314,89 @@ def load_pair(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    base_kv_type: str = DEFAULT_KV_TYPE,
+    nudge_kv_type: str = DEFAULT_KV_TYPE,
+    fit_check: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
     """Check and load the two files of a pair; see open_pair. `say` is told what takes a moment."""
-    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers)
+    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, base_kv_type, nudge_kv_type)
     base_format(spec.base_prompt_format)
-    from edge_nudge.catalog.curves import costs_dir, curve_of
-    from edge_nudge.engine.gguf import check_model_file
     from edge_nudge.engine.machine import default_threads
 
-    headers = [check_model_file(spec.base, role="base"), check_model_file(spec.nudging, role="nudging")]
+    kv_types = {Role.BASE: base_kv_type, Role.NUDGING: nudge_kv_type}
+    gpu_layers = {Role.BASE: base_gpu_layers, Role.NUDGING: nudge_gpu_layers}
+    plan = plan_load(spec, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers)
+    if fit_check:
+        plan.check()
     from edge_nudge.engine.llama import LlamaBackend
 
-    tell = say or (lambda line: None)
     choice = default_threads()
     n_threads = threads or choice.n_threads
-    base = LlamaBackend(headers[0].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=base_gpu_layers)
+
+    def load(role: Role) -> LlamaBackend:
+        chosen = plan.chosen_layers[role]
+        return LlamaBackend(
+            plan.headers[role].path,
+            n_ctx=ctx_size,
+            n_threads=n_threads,
+            n_gpu_layers=gpu_layers[role] if chosen is None else chosen,
+            is_chosen=chosen is not None,
+            kv_type=kv_types[role],
+        )
+
+    reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
+    base = load(Role.BASE)
     try:
-        nudging = LlamaBackend(headers[1].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=nudge_gpu_layers)
+        nudging = load(Role.NUDGING)
         try:
-            if base.offload == nudging.offload:
-                notes = [f"both models: {base.offload}"]
-            else:
-                notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
-            curves = {}
-            for role, backend, header in zip(Role, (base, nudging), headers, strict=True):
-                curves[role] = curve_of(backend, header.path, n_threads=n_threads, directory=costs_dir(), say=tell)
-            reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
-            defects = {
-                role: backend.defect
-                for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
-                if backend.defect is not None
-            }
-            return Pair(base, nudging, spec, notes=notes, threads=reason, defects=defects, curves=curves)
+            return _join(base, nudging, spec, plan, n_threads=n_threads, threads=reason, say=say)
         except BaseException:
             nudging.close()
             raise
     except BaseException:
         base.close()
         raise
+
+
+def _join(
+    base: LlamaBackend,
+    nudging: LlamaBackend,
+    spec: PairSpec,
+    plan: Plan,
+    *,
+    n_threads: int,
+    threads: str,
+    say: Callable[[str], None] | None,
+) -> Pair:
+    """Make a pair of two loaded models: what batches cost each, and what a user should know of them."""
+    from edge_nudge.catalog.curves import costs_dir, curve_of
+
+    backends, tell = {Role.BASE: base, Role.NUDGING: nudging}, say or (lambda line: None)
+    if base.offload == nudging.offload:
+        notes = [f"both models: {base.offload}"]
+    else:
+        notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
+    curves = {
+        role: curve_of(backend, plan.headers[role].path, n_threads=n_threads, directory=costs_dir(), say=tell)
+        for role, backend in backends.items()
+    }
+    defects = {role: backend.defect for role, backend in backends.items() if backend.defect is not None}
+    return Pair(base, nudging, spec, notes=notes, threads=threads, defects=defects, curves=curves)
+
+
+def plan_load(
+    spec: PairSpec, *, ctx_size: int, kv_types: Mapping[Role, str], gpu_layers: Mapping[Role, int | None]
+) -> Plan:
+    """Check the two files of a pair and return how they would be loaded, and whether that fits.
+
+    Raises ModelFileError, InputError.
+    """
+    from edge_nudge.engine.fitting import plan_pair
+    from edge_nudge.engine.gguf import check_model_file
+
+    headers = {
+        Role.BASE: check_model_file(spec.base, role="base"),
+        Role.NUDGING: check_model_file(spec.nudging, role="nudging"),
+    }
+    return plan_pair(headers, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers)

@@ -3,7 +3,8 @@
 Owns the files and the key of a curve. Never decides by a curve and never loads a model; engine/costs.py measures.
 
 1. A curve is kept for everything that timings and bits depend on: the model file, the llama.cpp build, threads,
-   layers on a GPU, flash attention, the processor, the sizes the context allows. Another one of these is another file.
+   layers on a GPU, flash attention, the type of the cache, the processor, the sizes the context allows. Another one
+   of these is another file.
 2. What is read is validated like anything from outside. A damaged or foreign file is measured anew and replaced.
 3. Keeping is a convenience: a folder or a model file that cannot be read or written only costs a measurement at each
    start, and a line in the log.
@@ -143,6 +144,7 @@ def _key(backend: Backend, path: Path, n_threads: int, budget_s: float) -> dict[
         "build": getattr(backend, "build", None),  # what only a real engine has
         "n_gpu_layers": getattr(backend, "n_gpu_layers", None),
         "flash_attention": getattr(backend, "flash_attention", None),
+        "kv_type": getattr(backend, "kv_type", None),
         "processor": processor(),
         "machine": platform.machine(),
         "n_threads": n_threads,

@@ -21,12 +21,16 @@ import click
 from edge_nudge.cli import streams
 from edge_nudge.cli.interrupts import exit_code
 from edge_nudge.cli.render import one_line, visible
-from edge_nudge.errors import EdgeNudgeError, FetchError
+from edge_nudge.errors import EdgeNudgeError, FetchError, NoRoomError
 from edge_nudge.version import __version__
 
 PROGRAM = "edge-nudge"
 CLOSED_PIPE = 141
-COMMANDS = {"run": "edge_nudge.cli.run:run", "bench": "edge_nudge.cli.bench:bench"}
+COMMANDS = {
+    "run": "edge_nudge.cli.run:run",
+    "bench": "edge_nudge.cli.bench:bench",
+    "estimate": "edge_nudge.cli.estimate:estimate",
+}
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 
 EPILOG = """\b
@@ -36,6 +40,7 @@ Exit codes:
     2  wrong usage, or input that cannot be used
     3  the prompt is longer than a model's context
     4  a model could not be fetched
+    6  both models together do not fit into memory
   130  interrupted (Ctrl-C; 143 by SIGTERM): what was written so far stays
   141  whoever read the output closed it
 
@@ -88,8 +93,9 @@ def exit_status(arguments: Sequence[str]) -> int:
         streams.tell("interrupted")
         return exit_code(interrupt)
     except EdgeNudgeError as error:
-        # pip's last lines are worth their lines; any other message is one.
-        streams.tell(f"error: {visible(str(error)) if isinstance(error, FetchError) else one_line(str(error))}")
+        # pip's last lines and a table of memory are worth their lines; any other message is one.
+        is_long = isinstance(error, FetchError | NoRoomError)
+        streams.tell(f"error: {visible(str(error)) if is_long else one_line(str(error))}")
         return error.exit_code
     except OSError as error:  # of the machine, not of ours: a full disk, a folder without permission
         _tell_unexpected(f"error: {error}", error)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edge_nudge.core.backend import ModelInfo
 from edge_nudge.engine import loading, native
+from edge_nudge.engine.fitting import check_kv_type
 from edge_nudge.engine.vocabulary import NativeVocabulary
 from edge_nudge.errors import EngineError, ModelFileError
 
@@ -44,7 +45,8 @@ class LlamaBackend:
 
     `offload` is a sentence that says what runs on a GPU and why; `n_gpu_layers` how many layers really do;
     `flash_attention` whether it is on; `build` which llama.cpp computes; `defect` what the tokenizer loses, None
-    where it is exact.
+    where it is exact; `kv_type` the type of the cache: f16, q8_0, q4_0.
+    With `is_chosen` the number of layers is what fits, not what somebody asked for.
     With `vocab_only` the model can tokenize and nothing else.
 
     Raises InputError (an impossible number), ModelFileError (the file), EngineError (the machine).
@@ -58,6 +60,8 @@ class LlamaBackend:
         n_batch: int = 512,
         n_threads: int,
         n_gpu_layers: int | None = None,
+        is_chosen: bool = False,
+        kv_type: str = "f16",
         vocab_only: bool = False,
         name: str | None = None,
     ) -> None:
@@ -67,9 +71,11 @@ class LlamaBackend:
         self._rows: tuple[int, ...] = ()
         self._views: dict[int, NDArray[np.float32]] = {}
         loading.check_numbers(n_ctx, n_batch, n_threads)
+        check_kv_type(kv_type)
+        self.kv_type = kv_type
         path = Path(path)
         native.start()
-        offload = native.choose_offload(0 if vocab_only else n_gpu_layers, _file_bytes(path))
+        offload = native.choose_offload(0 if vocab_only else n_gpu_layers, _file_bytes(path), is_chosen=is_chosen)
         handles = loading.Handles()
         # Also runs at interpreter exit, while the log callback still works; Metal aborts on what is left behind.
         self._free = weakref.finalize(self, handles.free)
@@ -102,8 +108,9 @@ class LlamaBackend:
                 native.log.info("%s: a context of %d was asked for, the model has %d", name, n_ctx, n_ctx_train)
                 n_ctx = n_ctx_train
             self._context, self._memory, self.flash_attention = loading.make_context(
-                model, name, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, on_gpu=self.n_gpu_layers > 0
-            )
+                model, name, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, on_gpu=self.n_gpu_layers > 0,
+                kv_type=self.kv_type,
+            )  # fmt: skip
             handles.context = self._context
             n_ctx, n_batch = llama_cpp.llama_n_ctx(self._context), llama_cpp.llama_n_batch(self._context)
             self._make_batch(n_batch, n_ctx)

@@ -5,6 +5,7 @@ Owns the native handles of one model until they are freed. Never tokenizes and n
 1. A number that cannot be is an InputError before anything native happens.
 2. A file that does not load, or loads as another kind of model, is a ModelFileError with the library's reason.
 3. Flash attention and a full sliding window are on: rewinds and batches stay close to exact.
+4. A quantised cache needs flash attention; where a GPU has none for the model's heads, that is said.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edge_nudge.errors import EngineError, InputError, ModelFileError
 _MOST_THREADS = 512  # GGML_MAX_N_THREADS
 _MOST_TOKENS = 1 << 24
 _UBATCH = 512  # tokens computed at once; more costs memory and is hardly faster
+KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
 _NO_FLASH_ATTENTION = ("Flash Attention not supported", "flash_attn is not compatible")
 
 
@@ -81,7 +83,7 @@ def refuse_other_kinds(model: Any, name: str) -> None:
 
 
 def make_context(
-    model: Any, name: str, *, n_ctx: int, n_batch: int, n_threads: int, on_gpu: bool
+    model: Any, name: str, *, n_ctx: int, n_batch: int, n_threads: int, on_gpu: bool, kv_type: str = "f16"
 ) -> tuple[Any, Any, bool]:
     """Return the native context, its memory, and whether flash attention is on."""
     params = llama_cpp.llama_context_default_params()
@@ -93,13 +95,21 @@ def make_context(
     auto, enabled = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     params.flash_attn_type = auto if on_gpu else enabled
     params.swa_full = True  # without it a rewind silently loses a part of the window
+    params.type_k = params.type_v = KV_TYPES[kv_type]
     params.no_perf = True
     mark = native.relay.mark()
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
+        reason = native.relay.reason(mark)
+        if kv_type != "f16" and "Flash Attention" in reason:
+            raise EngineError(
+                f"{name}: a {kv_type} cache needs flash attention, which this GPU does not have for this model: "
+                f"use an f16 cache, or 0 GPU layers"
+            )
+        if kv_type != "f16" and "block size" in reason:
+            raise InputError(f"{name} cannot have a {kv_type} cache ({reason}): use f16")
         raise EngineError(
-            f"{name}: no context of {n_ctx} tokens could be made ({native.relay.reason(mark)}): "
-            f"a smaller --ctx-size needs less memory"
+            f"{name}: no context of {n_ctx} tokens could be made ({reason}): a smaller --ctx-size needs less memory"
         )
     memory = llama_cpp.llama_get_memory(context)
     if not memory or not llama_cpp.llama_get_causal_attn(context):
