@@ -4,7 +4,7 @@ Owns that process. Never estimates; engine/memory.py does.
 
 1. The process is fresh: nothing that was there before counts, and nothing stays.
 2. It takes what the estimate counts with: one batch with as many rows of scores as batches are measured with, a prompt
-   of half the context (at most 2,000 tokens), and a short answer.
+   of half the context (at most 600 tokens), and a short answer.
 3. What a GPU holds is not seen.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
     from edge_nudge.runtime import PairSpec
 
-N_PROMPT = 2000
+N_PROMPT = 600
 N_ANSWER = 16
 _TEXT = "The river rises in the hills behind the village, and where it leaves them it is wide. "
 

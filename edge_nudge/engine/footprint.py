@@ -49,6 +49,7 @@ class Footprint:
     output_bytes: int  # weights of the output; a GPU needs the embeddings again where they are tied
     layer_bytes: tuple[int, ...]
     kv_values: tuple[tuple[int, int], ...]  # keys and values of a token, by layer
+    head_sizes: frozenset[int]  # of keys and values
     state_bytes: tuple[int, ...]  # of a recurrent layer
     is_tied: bool
     n_embd: int
@@ -75,10 +76,9 @@ class Footprint:
     def refuses(self, kv_type: str) -> str | None:
         """Return why the cache cannot be of this type, as a predicate, None where it can."""
         block = KV_BLOCKS[kv_type][0]
-        for keys, values in self.kv_values:
-            odd = next((n for n in (keys, values) if n % block), None)
-            if odd is not None:
-                return f"cannot have a {kv_type} cache: a layer keeps {odd} values, it takes multiples of {block}"
+        odd = sorted(size for size in self.head_sizes if size % block)
+        if odd:
+            return f"cannot have a {kv_type} cache: its heads have {odd[0]} values, the type needs multiples of {block}"
         return None
 
     def cache_bytes(self, layer: int, n_ctx: int, kv_type: str) -> int:
@@ -144,6 +144,7 @@ def footprint_of(header: GgufHeader) -> Footprint:
         output_bytes=outputs,
         layer_bytes=tuple(layers),
         kv_values=kv_values,
+        head_sizes=frozenset(size for layer in range(header.n_layers) for size in _head_sizes(keys, layer)),
         state_bytes=tuple(state if has_state else 0 for has_state in is_recurrent),
         is_tied="output.weight" not in header.tensors,
         n_embd=keys.number("embedding_length"),
@@ -206,18 +207,25 @@ def _kv_values(keys: _Keys, layer: int, is_recurrent: bool) -> tuple[int, int]:
     n_cached = keys.n_layers - keys.number("attention.shared_kv_layers")
     if (is_recurrent and arch not in _BOTH) or layer >= _CACHED_FROM_START.get(arch, n_cached):
         return 0, 0
-    n_heads = keys.at("attention.head_count", 0)
     n_kv_heads = keys.at("attention.head_count_kv", layer, keys.at("attention.head_count", layer))
-    is_window = keys.has_array("attention.sliding_window_pattern") and bool(
-        keys.at("attention.sliding_window_pattern", layer)
-    )
-    sizes = []
-    for kind in ("key", "value"):
-        size = keys.number(f"attention.{kind}_length", keys.number("embedding_length") // max(n_heads, 1))
-        sizes.append(n_kv_heads * (keys.number(f"attention.{kind}_length_swa", size) if is_window else size))
+    sizes = [n_kv_heads * size for size in _head_sizes(keys, layer)]
     if keys.number("attention.key_length_mla") and keys.number("attention.value_length_mla"):
         sizes[1] = 0  # what is kept for the keys holds the values
     return sizes[0] + keys.number("attention.indexer.key_length"), sizes[1]
+
+
+def _head_sizes(keys: _Keys, layer: int) -> tuple[int, int]:
+    """Return how many values one head of a layer has: of keys, of values."""
+    n_heads = keys.at("attention.head_count", 0)
+    default = keys.number("embedding_length") // n_heads if n_heads else 0
+    pattern = "attention.sliding_window_pattern"
+    is_window = keys.has_array(pattern) and bool(keys.at(pattern, layer))
+    sizes = [keys.number(f"attention.{kind}_length", default) for kind in ("key", "value")]
+    if is_window:
+        sizes = [
+            keys.number(f"attention.{kind}_length_swa", n) for kind, n in zip(("key", "value"), sizes, strict=True)
+        ]
+    return sizes[0], sizes[1]
 
 
 def _state_values(keys: _Keys) -> int:

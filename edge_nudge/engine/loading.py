@@ -5,7 +5,8 @@ Owns the native handles of one model until they are freed. Never tokenizes and n
 1. A number that cannot be is an InputError before anything native happens.
 2. A file that does not load, or loads as another kind of model, is a ModelFileError with the library's reason.
 3. Flash attention and a full sliding window are on: rewinds and batches stay close to exact.
-4. A quantised cache needs flash attention; where a GPU has none for the model's heads, that is said.
+4. A quantised cache needs flash attention. The library would then compute it on the CPU where a GPU has none for the
+   model's heads, layer by layer and without a word: that is refused.
 """
 
 from __future__ import annotations
@@ -86,6 +87,11 @@ def make_context(
     model: Any, name: str, *, n_ctx: int, n_batch: int, n_threads: int, on_gpu: bool, kv_type: str = "f16"
 ) -> tuple[Any, Any, bool]:
     """Return the native context, its memory, and whether flash attention is on."""
+    if on_gpu and kv_type != "f16" and not _gpu_has_flash_attention(model):
+        raise EngineError(
+            f"{name}: a {kv_type} cache needs flash attention, which this GPU does not have for this model: "
+            f"use an f16 cache, or 0 GPU layers"
+        )
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, min(n_batch, _UBATCH)
     params.n_seq_max = 1
@@ -101,11 +107,6 @@ def make_context(
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         reason = native.relay.reason(mark)
-        if kv_type != "f16" and "Flash Attention" in reason:
-            raise EngineError(
-                f"{name}: a {kv_type} cache needs flash attention, which this GPU does not have for this model: "
-                f"use an f16 cache, or 0 GPU layers"
-            )
         if kv_type != "f16" and "block size" in reason:
             raise InputError(f"{name} cannot have a {kv_type} cache ({reason}): use f16")
         raise EngineError(
@@ -119,6 +120,18 @@ def make_context(
     if not flash_attention:
         native.log.info("%s: no flash attention: a batch may differ from single steps", name)
     return context, memory, flash_attention
+
+
+def _gpu_has_flash_attention(model: Any) -> bool:
+    """Find out with a context of the smallest size, the only way the library offers."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 8
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+    mark = native.relay.mark()
+    context = llama_cpp.llama_init_from_model(model, params)
+    if context:
+        llama_cpp.llama_free(context)
+    return bool(context) and not any(_NO_FLASH_ATTENTION[0] in line for _, line in native.relay.since(mark))
 
 
 def metadata(model: Any, key: str) -> str | None:
