@@ -30,6 +30,7 @@ COMMANDS = {
     "run": "edge_nudge.cli.run:run",
     "bench": "edge_nudge.cli.bench:bench",
     "estimate": "edge_nudge.cli.estimate:estimate",
+    "pair": "edge_nudge.cli.pair:pair",
 }
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 
