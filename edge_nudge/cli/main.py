@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": "edge_nudge.cli.bench:bench",
     "estimate": "edge_nudge.cli.estimate:estimate",
     "pair": "edge_nudge.cli.pair:pair",
+    "doctor": "edge_nudge.cli.doctor:doctor",
 }
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 

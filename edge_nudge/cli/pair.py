@@ -39,9 +39,12 @@ TRIED = ("What is photosynthesis?", "Write a short poem about the sea.", "How do
 N_TRIED = 60  # tokens of each answer
 
 
-@click.group(short_help="Check whether two models work together.")
-def pair() -> None:
+@click.group(short_help="Check whether two models work together.", invoke_without_command=True)
+@click.pass_context
+def pair(context: click.Context) -> None:
     """Check whether two models work together."""
+    if context.invoked_subcommand is None:
+        raise click.UsageError("which command? There is: check")
 
 
 @pair.command(short_help="Say whether two models work together, and why.")

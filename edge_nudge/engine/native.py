@@ -167,6 +167,32 @@ def build() -> str:
     return f"{llama_cpp.llama_version().decode('utf-8', 'replace')}; {system}; {gpus or 'no GPU'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the library was built for; `features` are the processor's, as the library names them."""
+
+    version: str
+    features: tuple[str, ...]
+    can_offload: bool
+    can_rpc: bool
+    can_map: bool
+    can_lock: bool
+
+
+def abilities() -> Abilities:
+    """Ask the library what it can do."""
+    start()
+    system = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
+    return Abilities(
+        llama_cpp.llama_version().decode("utf-8", "replace"),
+        tuple(re.findall(r"(\w+) = 1", system)),
+        bool(llama_cpp.llama_supports_gpu_offload()),
+        bool(llama_cpp.llama_supports_rpc()),
+        bool(llama_cpp.llama_supports_mmap()),
+        bool(llama_cpp.llama_supports_mlock()),
+    )
+
+
 def prototype(function: Any, restype: Any, *argtypes: Any) -> Callable[..., Any]:
     """Return a binding function under another signature, e.g. an address where it declares a typed pointer.
 
