@@ -54,6 +54,7 @@ class PairSpec:
     gamma: float | None = None
     base_prompt_format: str = DEFAULT_BASE_FORMAT
     chat_template: str | None = None  # None: the nudging model's own
+    nudging_adapter: Path | None = None  # a LoRA adapter: the nudging model is the base model with it
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
@@ -215,13 +216,21 @@ def find_pair(
     *,
     base: str | Path | None = None,
     nudging: str | Path | None = None,
+    adapter: str | Path | None = None,
     base_prompt_format: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PairSpec:
-    """Return the files of a named pair (default: the demo pair), or of two paths.
+    """Return the files of a named pair (default: the demo pair), of two paths, or of a base model and its adapter.
 
     A named pair that is not there yet is fetched, after telling `say`. Raises InputError, FetchError.
     """
+    if adapter is not None:
+        if base is None or nudging is not None or pair is not None:
+            raise InputError("an adapter (--nudge-lora) goes with --base FILE, without --nudge and --pair")
+        text_format = base_prompt_format or DEFAULT_BASE_FORMAT
+        return PairSpec(
+            Path(base), Path(base), base_prompt_format=text_format, nudging_adapter=Path(adapter).expanduser()
+        )
     if (base is None) != (nudging is None):
         missing = "--base FILE" if base is None else "--nudge FILE"
         raise InputError(f"two models make a pair: {missing} is missing")
@@ -249,6 +258,7 @@ def open_pair(
     *,
     base: str | Path | None = None,
     nudging: str | Path | None = None,
+    adapter: str | Path | None = None,
     ctx_size: int = DEFAULT_CTX_SIZE,
     threads: int | None = None,
     base_gpu_layers: int | None = None,
@@ -259,7 +269,7 @@ def open_pair(
     base_prompt_format: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
-    """Load a named pair (default: the demo pair, fetched on first use) or two GGUF files.
+    """Load a named pair (default: the demo pair, fetched on first use), two GGUF files, or one and a LoRA `adapter`.
 
     `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
     the affinity mask and cgroup quota; `*_gpu_layers` None: as many layers as fit if there is a GPU; `*_kv_type`:
@@ -267,7 +277,7 @@ def open_pair(
     Raises InputError, FetchError, ModelFileError, EngineError, NoRoomError.
     """
     check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, base_kv_type, nudge_kv_type)
-    spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
+    spec = find_pair(pair, base=base, nudging=nudging, adapter=adapter, base_prompt_format=base_prompt_format, say=say)
     return load_pair(
         spec,
         ctx_size=ctx_size,
@@ -334,7 +344,7 @@ def load_pair(
     choice = default_threads()
     n_threads = threads or choice.n_threads
 
-    def load(role: Role) -> LlamaBackend:
+    def load(role: Role, shares: LlamaBackend | None = None) -> LlamaBackend:
         chosen = plan.chosen_layers[role]
         return LlamaBackend(
             plan.headers[role].path,
@@ -343,12 +353,14 @@ def load_pair(
             n_gpu_layers=gpu_layers[role] if chosen is None else chosen,
             is_chosen=chosen is not None,
             kv_type=kv_types[role],
+            shares=shares,
+            adapter=spec.nudging_adapter if shares else None,
         )
 
     reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
     base = load(Role.BASE)
     try:
-        nudging = load(Role.NUDGING)
+        nudging = load(Role.NUDGING, base if spec.nudging_adapter else None)
         try:
             return _join(base, nudging, spec, plan, n_threads=n_threads, threads=reason, say=say)
         except BaseException:
@@ -388,15 +400,15 @@ def _join(
 def plan_load(
     spec: PairSpec, *, ctx_size: int, kv_types: Mapping[Role, str], gpu_layers: Mapping[Role, int | None]
 ) -> Plan:
-    """Check the two files of a pair and return how they would be loaded, and whether that fits.
+    """Check the files of a pair and return how they would be loaded, and whether that fits.
 
     Raises ModelFileError, InputError.
     """
+    from edge_nudge.engine.adapters import check_adapter
     from edge_nudge.engine.fitting import plan_pair
     from edge_nudge.engine.gguf import check_model_file
 
-    headers = {
-        Role.BASE: check_model_file(spec.base, role="base"),
-        Role.NUDGING: check_model_file(spec.nudging, role="nudging"),
-    }
-    return plan_pair(headers, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers)
+    base = check_model_file(spec.base, role="base")
+    adapter = check_adapter(spec.nudging_adapter, base) if spec.nudging_adapter else None
+    headers = {Role.BASE: base, Role.NUDGING: base if adapter else check_model_file(spec.nudging, role="nudging")}
+    return plan_pair(headers, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers, adapter=adapter)

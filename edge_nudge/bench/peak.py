@@ -32,8 +32,7 @@ _TEXT = "The river rises in the hills behind the village, and where it leaves th
 
 def measure_peak(spec: PairSpec, settings: Mapping[str, Any]) -> int:
     """Return the peak of a process that loads and uses the pair, in bytes. Raises EngineError."""
-    files = {"base": str(spec.base), "nudging": str(spec.nudging)}
-    task = json.dumps({"spec": {**asdict(spec), **files}, "settings": dict(settings)})
+    task = json.dumps({"spec": asdict(spec), "settings": dict(settings)}, default=str)  # paths
     command = [sys.executable, "-m", "edge_nudge.bench.peak"]
     ended = subprocess.run(command, input=task, capture_output=True, text=True, encoding="utf-8", check=False)
     if ended.returncode:
@@ -71,7 +70,9 @@ def _main() -> None:
 
     task = json.load(sys.stdin)
     fields = task["spec"]
-    spec = PairSpec(**{**fields, "base": Path(fields["base"]), "nudging": Path(fields["nudging"])})
+    for name in ("base", "nudging", "nudging_adapter"):
+        fields[name] = fields[name] and Path(fields[name])
+    spec = PairSpec(**fields)
     use_pair(spec, task["settings"])
     sys.stdout.write(json.dumps({"peak_bytes": peak_memory_bytes()}))
 

@@ -71,7 +71,9 @@ def _plan(values: Mapping[str, Any]) -> tuple[PairSpec, Plan]:
     from edge_nudge import runtime
 
     runtime.check_load_settings(values["ctx_size"], None, values["base_gpu_layers"], values["nudge_gpu_layers"])
-    spec = runtime.find_pair(values["pair"], base=values["base"], nudging=values["nudge"], say=streams.tell)
+    spec = runtime.find_pair(
+        values["pair"], base=values["base"], nudging=values["nudge"], adapter=values["nudge_lora"], say=streams.tell
+    )
     return spec, runtime.plan_load(spec, **sizes(values))
 
 

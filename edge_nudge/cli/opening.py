@@ -42,6 +42,7 @@ def open_pair(context: click.Context, values: Mapping[str, Any], interrupts: Int
             values["pair"],
             base=values["base"],
             nudging=values["nudge"],
+            adapter=values["nudge_lora"],
             base_prompt_format=values["base_prompt_format"],
             say=streams.tell,
         )

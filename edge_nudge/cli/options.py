@@ -54,6 +54,7 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
 _FILES = (
     click.option("-m", "--base", metavar="FILE", help="Base model, a GGUF file."),
     click.option("--nudge", metavar="FILE", help="Nudging model, a GGUF file with a chat template."),
+    click.option("--nudge-lora", metavar="FILE", help="LoRA adapter: the base model with it is the nudging model."),
     click.option("--pair", metavar="NAME", help="A named pair instead of two files; default demo."),
 )
 _LAYERS: dict[str, Any] = {"callback": _layers, "metavar": "N|auto", "default": "auto"}

@@ -91,7 +91,7 @@ def _check(
     layers = values["base_gpu_layers"], values["nudge_gpu_layers"]
     runtime.check_load_settings(values["ctx_size"], values["threads"], *layers)
     spec = runtime.find_pair(
-        values["pair"], base=values["base"], nudging=values["nudge"],
+        values["pair"], base=values["base"], nudging=values["nudge"], adapter=values["nudge_lora"],
         base_prompt_format=values["base_prompt_format"], say=streams.tell,
     )  # fmt: skip
     with interrupts.at_once():
@@ -123,7 +123,11 @@ def _about(spec: PairSpec, values: Mapping[str, Any]) -> list[Finding]:
         if len(models) < len(Role):
             return findings
         found = check_pair(
-            headers, models, base_prompt_format=spec.base_prompt_format, chat_template=spec.chat_template
+            headers,
+            models,
+            base_prompt_format=spec.base_prompt_format,
+            chat_template=spec.chat_template,
+            has_adapter=spec.nudging_adapter is not None,
         )
         return [*found, _memory(spec, values)]
 

@@ -46,9 +46,13 @@ def plan_pair(
     ctx_size: int,
     kv_types: Mapping[Role, str],
     gpu_layers: Mapping[Role, int | None],
+    adapter: GgufHeader | None = None,
     machine: Machine | None = None,
 ) -> Plan:
-    """Return the plan for two checked files; `machine` None: this one, as it is now. Raises InputError."""
+    """Return the plan for two checked files, or one and its adapter; `machine` None: this one, as it is now.
+
+    Raises InputError.
+    """
     loads = {}
     for role, header in headers.items():
         check_kv_type(kv_types[role])
@@ -56,7 +60,8 @@ def plan_pair(
         refusal = shape.refuses(kv_types[role])
         if refusal:
             raise InputError(f"{role.value} model {header.path.name} {refusal}; use f16")
-        loads[role] = Load(shape, _identity(header.path), ctx_size, kv_types[role])
+        extra = adapter.size_bytes if adapter and role is Role.NUDGING else 0
+        loads[role] = Load(shape, _identity(header.path), ctx_size, kv_types[role], adapter_bytes=extra)
     machine = machine or read_machine()
     return Plan(headers, estimate(choose_layers(loads, machine, gpu_layers), machine), dict(gpu_layers))
 

@@ -47,6 +47,8 @@ class LlamaBackend:
     `flash_attention` whether it is on; `build` which llama.cpp computes; `defect` what the tokenizer loses, None
     where it is exact; `kv_type` the type of the cache: f16, q8_0, q4_0.
     With `is_chosen` the number of layers is what fits, not what somebody asked for.
+    `shares` is another backend whose weights are used instead of loading `path` again; `adapter` a LoRA adapter that
+    only this one computes with.
     With `vocab_only` the model can tokenize and nothing else.
 
     Raises InputError (an impossible number), ModelFileError (the file), EngineError (the machine).
@@ -64,6 +66,8 @@ class LlamaBackend:
         kv_type: str = "f16",
         vocab_only: bool = False,
         name: str | None = None,
+        shares: LlamaBackend | None = None,
+        adapter: Path | None = None,
     ) -> None:
         self._context: Any = None
         self._memory: Any = None
@@ -75,13 +79,25 @@ class LlamaBackend:
         self.kv_type = kv_type
         path = Path(path)
         native.start()
-        offload = native.choose_offload(0 if vocab_only else n_gpu_layers, _file_bytes(path), is_chosen=is_chosen)
-        handles = loading.Handles()
+        if shares:
+            offload = native.Offload(shares.n_gpu_layers, shares.offload)
+        else:
+            offload = native.choose_offload(0 if vocab_only else n_gpu_layers, _file_bytes(path), is_chosen=is_chosen)
+        handles = self._handles = loading.Handles()
+        self.adapter = adapter
         # Also runs at interpreter exit, while the log callback still works; Metal aborts on what is left behind.
         self._free = weakref.finalize(self, handles.free)
         try:
-            handles.model = loading.load_model(path, offload.n_gpu_layers, vocab_only)
-            shown = name or loading.metadata(handles.model, "general.name") or path.stem
+            if shares:
+                handles.weights = shares.weights.share()
+            else:
+                handles.weights = loading.Weights(loading.load_model(path, offload.n_gpu_layers, vocab_only))
+            shown = (
+                name
+                or (adapter.stem if adapter else None)
+                or loading.metadata(handles.model, "general.name")
+                or path.stem
+            )
             self._open(handles, shown, offload, vocab_only, n_ctx, n_batch, n_threads)
         except BaseException:
             self._free()
@@ -112,6 +128,8 @@ class LlamaBackend:
                 kv_type=self.kv_type,
             )  # fmt: skip
             handles.context = self._context
+            if self.adapter:
+                loading.add_adapter(handles, self.adapter, name)
             n_ctx, n_batch = llama_cpp.llama_n_ctx(self._context), llama_cpp.llama_n_batch(self._context)
             self._make_batch(n_batch, n_ctx)
             native.log.info("%s: %s", name, self.offload)
@@ -168,6 +186,13 @@ class LlamaBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def weights(self) -> loading.Weights:
+        """What another backend may share. Raises EngineError where the model is closed."""
+        if self._handles.weights is None:
+            raise EngineError(f"model {self._info.name} is closed")
+        return self._handles.weights
 
     @property
     def info(self) -> ModelInfo:

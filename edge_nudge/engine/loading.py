@@ -28,20 +28,46 @@ KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q
 _NO_FLASH_ATTENTION = ("Flash Attention not supported", "flash_attn is not compatible")
 
 
+class Weights:
+    """A native model, freed with the last of the backends that use it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._n_users = 1
+
+    def share(self) -> Weights:
+        self._n_users += 1
+        return self
+
+    def release(self) -> None:
+        self._n_users -= 1
+        if not self._n_users:
+            model, self.model = self.model, None
+            llama_cpp.llama_model_free(model)
+
+
 class Handles:
     """The native objects of one backend, apart from it so that they can be freed when it is gone."""
 
     def __init__(self) -> None:
-        self.model: Any = None
+        self.weights: Weights | None = None
         self.context: Any = None
+        self.adapter: Any = None
+
+    @property
+    def model(self) -> Any:
+        return self.weights.model if self.weights else None
 
     def free(self) -> None:
         context, self.context = self.context, None
-        model, self.model = self.model, None
+        adapter, self.adapter = self.adapter, None
+        weights, self.weights = self.weights, None
         if context:
             llama_cpp.llama_free(context)
-        if model:
-            llama_cpp.llama_model_free(model)
+        if adapter:
+            llama_cpp.llama_adapter_lora_free(adapter)
+        if weights:
+            weights.release()
 
 
 def check_numbers(n_ctx: int, n_batch: int, n_threads: int) -> None:
@@ -65,6 +91,18 @@ def load_model(path: Path, n_gpu_layers: int, vocab_only: bool) -> Any:
     if not model:
         raise ModelFileError(f"{path}: llama.cpp cannot load this file: {native.relay.reason(mark)}")
     return model
+
+
+def add_adapter(handles: Handles, path: Path, name: str) -> None:
+    """Let a context compute with a LoRA adapter; other contexts of the same model compute without it."""
+    mark = native.relay.mark()
+    handles.adapter = llama_cpp.llama_adapter_lora_init(handles.model, os.fsencode(path))
+    if not handles.adapter:
+        raise ModelFileError(f"{path}: llama.cpp cannot load this adapter: {native.relay.reason(mark)}")
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handles.adapter)
+    scales = (ctypes.c_float * 1)(1.0)
+    if llama_cpp.llama_set_adapters_lora(handles.context, adapters, 1, scales):
+        raise EngineError(f"{name}: llama.cpp refused the adapter {path}: {native.relay.reason(mark)}")
 
 
 def refuse_other_kinds(model: Any, name: str) -> None:

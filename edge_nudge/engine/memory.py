@@ -4,7 +4,8 @@ Owns the placing of parts on devices, the choice of layers for a GPU, and the pr
 reads a machine: footprint.py has the formulas, devices.py the figures.
 
 1. The base and the nudging model are counted together: each alone may fit where both do not.
-2. Weights come from mapped files: two models of one file hold them once.
+2. Weights come from mapped files: two models of one file hold them once. So do a model and itself with an adapter,
+   on a GPU as well; both have the same layers there.
 3. llama.cpp gives a GPU the last layers of a model, the output first of all; several GPUs share them by free memory.
 4. A proposal has been estimated and fits. Order: fewer layers on a GPU, a smaller type of cache, a smaller context.
 5. A GPU gets a nudging model whole if it fits, and then as many layers of the base model as fit.
@@ -39,6 +40,7 @@ class Load:
     ctx_size: int
     kv_type: str = "f16"
     n_gpu_layers: int = 0
+    adapter_bytes: int = 0  # above 0: the model shares weights and vocabulary with the other one of the same file
 
     @property
     def n_ctx(self) -> int:
@@ -132,6 +134,8 @@ def _parts(role: Role, load: Load, gpus: Sequence[Gpu], *, is_mapped_already: bo
     weights[output] = weights.get(output, 0) + on_output
     if is_mapped_already:
         weights[RAM] = 0
+    if load.adapter_bytes:  # not mapped: its own, and nothing again of the model's
+        weights = {output: load.adapter_bytes}
     yield from (Part(role, device, WEIGHTS, n) for device, n in weights.items() if n)
     yield from (Part(role, device, CACHE, n) for device, n in cache.items() if n)
     if shape.checkpoint_bytes:
@@ -140,7 +144,8 @@ def _parts(role: Role, load: Load, gpus: Sequence[Gpu], *, is_mapped_already: bo
         yield Part(role, device, COMPUTE, shape.reserved_bytes(n_ctx))
     yield Part(role, RAM, COMPUTE, shape.touched_bytes(n_ctx) if RAM in places else shape.inputs_bytes(n_ctx))
     yield Part(role, RAM, SCORES, N_ROWS * shape.row_bytes)
-    yield Part(role, RAM, VOCABULARY, shape.vocabulary_bytes)
+    if not load.adapter_bytes:
+        yield Part(role, RAM, VOCABULARY, shape.vocabulary_bytes)
 
 
 def _places(load: Load, gpus: Sequence[Gpu]) -> list[str]:
@@ -161,10 +166,25 @@ def choose_layers(loads: Loads, machine: Machine, asked: Mapping[Role, int | Non
     chosen = {role: replace(load, n_gpu_layers=asked[role] or 0) for role, load in loads.items()}
     if not machine.gpus:
         return chosen
+    if loads[Role.NUDGING].adapter_bytes:
+        return _with_most_shared_layers(chosen, machine) if asked[Role.BASE] is None else _shared(chosen)
     for role in (Role.NUDGING, Role.BASE):
         if asked[role] is None:
             chosen = _with_most_layers(chosen, role, machine)
     return chosen
+
+
+def _shared(loads: Loads, n_layers: int | None = None) -> dict[Role, Load]:
+    """Give both models the same layers: those of the base model where no number is given."""
+    n_layers = loads[Role.BASE].n_gpu_layers if n_layers is None else n_layers
+    return {role: replace(load, n_gpu_layers=n_layers) for role, load in loads.items()}
+
+
+def _with_most_shared_layers(loads: Loads, machine: Machine) -> dict[Role, Load]:
+    for n_layers in range(loads[Role.BASE].footprint.n_layers + 1, 0, -1):
+        if all(room.fits for room in estimate(_shared(loads, n_layers), machine).rooms[1:]):
+            return _shared(loads, n_layers)
+    return _shared(loads, 0)
 
 
 def _with_most_layers(loads: dict[Role, Load], role: Role, machine: Machine) -> dict[Role, Load]:

@@ -55,12 +55,19 @@ def check_pair(
     *,
     base_prompt_format: str,
     chat_template: str | None,
+    has_adapter: bool = False,
 ) -> list[Finding]:
-    """Return what there is to say of two files; `models` may be opened for their vocabularies only."""
+    """Return what there is to say of two files, or of one and an adapter (then both headers are the base model's).
+
+    `models` may be opened for their vocabularies only.
+    """
     findings: list[Finding] = []
     for role, header in headers.items():
-        findings += _about_file(role, header)
-    findings.append(_vocabularies(headers, models))
+        findings += [about for about in _about_file(role, header) if not (has_adapter and about.topic == "kind")]
+    if has_adapter:
+        findings.append(Finding("ok", "vocabularies", None, "one: the nudging model is the base model with an adapter"))
+    else:
+        findings.append(_vocabularies(headers, models))
     findings += _base_prompt(models[Role.BASE], base_prompt_format)
     findings += _template(models[Role.NUDGING], chat_template)
     for role, model in models.items():
