@@ -9,6 +9,7 @@ Owns the tree, the exit codes and the HTTP statuses. Never formats a traceback a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -65,6 +66,20 @@ class EngineError(EdgeNudgeError):
 
 class NonFiniteScoresError(EngineError):
     """A model produced NaN or infinite scores; no token is drawn from such a row."""
+
+
+class NoRoomError(EngineError):
+    """Both models together need more memory than there is.
+
+    `lines` are a table of what is needed where, and what would fit instead.
+    """
+
+    exit_code = 6
+    http_status = 503
+
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *lines]))
+        self.lines = tuple(lines)
 
 
 class FetchError(EdgeNudgeError):

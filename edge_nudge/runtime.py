@@ -13,7 +13,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,46 +25,27 @@ from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
 from edge_nudge.core.prompt_scores import PromptScorer
-from edge_nudge.core.request import GenerateRequest, Message, Rule, build_request
+from edge_nudge.core.request import GenerateRequest, Message, build_request
 from edge_nudge.core.schedule import Schedule
 from edge_nudge.core.session import Cancelled, NativeCall, Session
 from edge_nudge.core.shelf import Shelf
 from edge_nudge.core.template import BaseFormat, ChatTemplate, base_format, render_base, render_chat
 from edge_nudge.core.writer import Writer
 from edge_nudge.errors import CancelledError, InputError
+from edge_nudge.spec import DEFAULT_BASE_FORMAT, plan_load
+from edge_nudge.spec import PairSpec as PairSpec
 
 if TYPE_CHECKING:
     from edge_nudge.core.backend import Backend
     from edge_nudge.core.costs import CostCurve
+    from edge_nudge.engine.fitting import Plan
+    from edge_nudge.engine.llama import LlamaBackend
 
 DEFAULT_CTX_SIZE = 4096
-DEFAULT_BASE_FORMAT = "qa"
+DEFAULT_KV_TYPE = "f16"
 MAX_SETTING = 1 << 24
 DEFAULT_CACHE_RAM = 512
 PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
-
-
-@dataclass(frozen=True, slots=True)
-class PairSpec:
-    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold."""
-
-    base: Path
-    nudging: Path
-    name: str | None = None
-    gamma: float | None = None
-    base_prompt_format: str = DEFAULT_BASE_FORMAT
-    chat_template: str | None = None  # None: the nudging model's own
-
-    @property
-    def served_name(self) -> str:
-        """The name by which a server serves it."""
-        return self.name or f"{self.base.stem}+{self.nudging.stem}"
-
-    def resolve(self, request: GenerateRequest) -> GenerateRequest:
-        """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
-        if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:
-            return request
-        return request.model_copy(update={"nudge": request.nudge.model_copy(update={"gamma": self.gamma})})
 
 
 class Answer(Iterator[Event]):
@@ -269,15 +249,23 @@ def find_pair(
     *,
     base: str | Path | None = None,
     nudging: str | Path | None = None,
+    adapter: str | Path | None = None,
     base_prompt_format: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PairSpec:
-    """Return the files of a named pair (default: the demo pair), or of two models.
+    """Return the files of a named pair (default: the demo pair), of two models, or of a base model and its adapter.
 
     A model is a path, `user/repo:QUANT` from the Hugging Face cache, or `ollama:name:tag`.
 
     A named pair that is not there yet is fetched, after telling `say`. Raises InputError, FetchError.
     """
+    if adapter is not None:
+        if base is None or nudging is not None or pair is not None:
+            raise InputError("an adapter (--nudge-lora) goes with --base FILE, without --nudge and --pair")
+        text_format = base_prompt_format or DEFAULT_BASE_FORMAT
+        return PairSpec(
+            Path(base), Path(base), base_prompt_format=text_format, nudging_adapter=Path(adapter).expanduser()
+        )
     if (base is None) != (nudging is None):
         missing = "--base FILE" if base is None else "--nudge FILE"
         raise InputError(f"two models make a pair: {missing} is missing")
@@ -308,23 +296,30 @@ def open_pair(
     *,
     base: str | Path | None = None,
     nudging: str | Path | None = None,
+    adapter: str | Path | None = None,
     ctx_size: int = DEFAULT_CTX_SIZE,
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    base_kv_type: str = DEFAULT_KV_TYPE,
+    nudge_kv_type: str = DEFAULT_KV_TYPE,
+    fit_check: bool = True,
     base_prompt_format: str | None = None,
     cache_ram: int = DEFAULT_CACHE_RAM,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
-    """Load a named pair (default: the demo pair, fetched on first use) or two GGUF files.
+    """Load a named pair (default: the demo pair, fetched on first use), two GGUF files, or one and a LoRA `adapter`.
 
     `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
-    the affinity mask and cgroup quota; `*_gpu_layers` None: all layers if the build and the machine have a GPU;
+    the affinity mask and cgroup quota; `*_gpu_layers` None: as many layers as fit if there is a GPU; `*_kv_type`:
+    how the caches are kept, "f16", "q8_0" or "q4_0". `fit_check` False loads what will not fit into memory.
     `cache_ram` in MiB for the caches of earlier conversations, 0 keeps none.
-    Raises InputError, FetchError, ModelFileError, EngineError.
+    Raises InputError, FetchError, ModelFileError, EngineError, NoRoomError.
     """
-    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, cache_ram)
-    spec = find_pair(pair, base=base, nudging=nudging, base_prompt_format=base_prompt_format, say=say)
+    check_load_settings(
+        ctx_size, threads, base_gpu_layers, nudge_gpu_layers, base_kv_type, nudge_kv_type, cache_ram=cache_ram
+    )
+    spec = find_pair(pair, base=base, nudging=nudging, adapter=adapter, base_prompt_format=base_prompt_format, say=say)
     return load_pair(
         spec,
         ctx_size=ctx_size,
@@ -332,6 +327,9 @@ def open_pair(
         base_gpu_layers=base_gpu_layers,
         nudge_gpu_layers=nudge_gpu_layers,
         cache_ram=cache_ram,
+        base_kv_type=base_kv_type,
+        nudge_kv_type=nudge_kv_type,
+        fit_check=fit_check,
         say=say,
     )
 
@@ -341,9 +339,16 @@ def check_load_settings(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    base_kv_type: str = DEFAULT_KV_TYPE,
+    nudge_kv_type: str = DEFAULT_KV_TYPE,
+    fit_check: bool = True,
     cache_ram: int | None = None,
 ) -> None:
-    """Raise InputError for a number that no machine can use: before anything is fetched for it."""
+    """Raise InputError for a setting that no machine can use: before anything is fetched for it."""
+    from edge_nudge.engine.fitting import check_kv_type
+
+    for kv_type in (base_kv_type, nudge_kv_type):
+        check_kv_type(kv_type)
     for name, value, least in (
         ("ctx_size", ctx_size, 1),
         ("threads", threads, 1),
@@ -364,45 +369,78 @@ def load_pair(
     threads: int | None = None,
     base_gpu_layers: int | None = None,
     nudge_gpu_layers: int | None = None,
+    base_kv_type: str = DEFAULT_KV_TYPE,
+    nudge_kv_type: str = DEFAULT_KV_TYPE,
+    fit_check: bool = True,
     cache_ram: int = DEFAULT_CACHE_RAM,
     say: Callable[[str], None] | None = None,
 ) -> Pair:
     """Check and load the two files of a pair; see open_pair. `say` is told what takes a moment."""
-    check_load_settings(ctx_size, threads, base_gpu_layers, nudge_gpu_layers, cache_ram)
+    check_load_settings(
+        ctx_size, threads, base_gpu_layers, nudge_gpu_layers, base_kv_type, nudge_kv_type, cache_ram=cache_ram
+    )
     base_format(spec.base_prompt_format)
-    from edge_nudge.catalog.curves import costs_dir, curve_of
-    from edge_nudge.engine.gguf import check_model_file
     from edge_nudge.engine.machine import default_threads
 
-    headers = [check_model_file(spec.base, role="base"), check_model_file(spec.nudging, role="nudging")]
+    kv_types = {Role.BASE: base_kv_type, Role.NUDGING: nudge_kv_type}
+    gpu_layers = {Role.BASE: base_gpu_layers, Role.NUDGING: nudge_gpu_layers}
+    plan = plan_load(spec, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers)
+    if fit_check:
+        plan.check()
     from edge_nudge.engine.llama import LlamaBackend
 
-    tell = say or (lambda line: None)
     choice = default_threads()
     n_threads = threads or choice.n_threads
-    base = LlamaBackend(headers[0].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=base_gpu_layers)
+
+    def load(role: Role, shares: LlamaBackend | None = None) -> LlamaBackend:
+        chosen = plan.chosen_layers[role]
+        return LlamaBackend(
+            plan.headers[role].path,
+            n_ctx=ctx_size,
+            n_threads=n_threads,
+            n_gpu_layers=gpu_layers[role] if chosen is None else chosen,
+            is_chosen=chosen is not None,
+            kv_type=kv_types[role],
+            shares=shares,
+            adapter=spec.nudging_adapter if shares else None,
+        )
+
+    reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
+    base = load(Role.BASE)
     try:
-        nudging = LlamaBackend(headers[1].path, n_ctx=ctx_size, n_threads=n_threads, n_gpu_layers=nudge_gpu_layers)
+        nudging = load(Role.NUDGING, base if spec.nudging_adapter else None)
         try:
-            if base.offload == nudging.offload:
-                notes = [f"both models: {base.offload}"]
-            else:
-                notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
-            curves = {}
-            for role, backend, header in zip(Role, (base, nudging), headers, strict=True):
-                curves[role] = curve_of(backend, header.path, n_threads=n_threads, directory=costs_dir(), say=tell)
-            reason = f"threads: {n_threads} ({'as asked for' if threads else choice.reason})"
-            defects = {
-                role: backend.defect
-                for role, backend in ((Role.BASE, base), (Role.NUDGING, nudging))
-                if backend.defect is not None
-            }
-            return Pair(
-                base, nudging, spec, notes=notes, threads=reason, defects=defects, curves=curves, cache_ram=cache_ram
-            )
+            return _join(base, nudging, spec, plan, n_threads=n_threads, threads=reason, cache_ram=cache_ram, say=say)
         except BaseException:
             nudging.close()
             raise
     except BaseException:
         base.close()
         raise
+
+
+def _join(
+    base: LlamaBackend,
+    nudging: LlamaBackend,
+    spec: PairSpec,
+    plan: Plan,
+    *,
+    n_threads: int,
+    threads: str,
+    cache_ram: int,
+    say: Callable[[str], None] | None,
+) -> Pair:
+    """Make a pair of two loaded models: what batches cost each, and what a user should know of them."""
+    from edge_nudge.catalog.curves import costs_dir, curve_of
+
+    backends, tell = {Role.BASE: base, Role.NUDGING: nudging}, say or (lambda line: None)
+    if base.offload == nudging.offload:
+        notes = [f"both models: {base.offload}"]
+    else:
+        notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
+    curves = {
+        role: curve_of(backend, plan.headers[role].path, n_threads=n_threads, directory=costs_dir(), say=tell)
+        for role, backend in backends.items()
+    }
+    defects = {role: backend.defect for role, backend in backends.items() if backend.defect is not None}
+    return Pair(base, nudging, spec, notes=notes, threads=threads, defects=defects, curves=curves, cache_ram=cache_ram)

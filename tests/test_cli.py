@@ -57,7 +57,7 @@ def test_help_lists_commands_and_exit_codes(invoke: Invoke) -> None:
     ended = invoke("--help")
     assert ended.code == 0
     assert all(f"  {name} " in ended.out for name in COMMANDS)
-    assert [int(code) for code in re.findall(r"^ +(\d+)  ", ended.out, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 130, 141]
+    assert [int(code) for code in re.findall(r"^ +(\d+)  ", ended.out, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 6, 130, 141]
     assert EngineError.exit_code == 1
     assert InputError.exit_code == 2
     assert FetchError.exit_code == 4
@@ -112,7 +112,7 @@ def test_help_states_the_defaults_of_the_request(model: Any) -> None:
 EVERY_OPTION = (
     "-s Short --gamma 0.3 --rule margin --lookahead 2 --end-prob 0.2 --max-turns 7 -n 9 --temp 0.5 --top-k 3 "
     "--top-p 0.8 --min-p 0.1 --seed 5 --stop a --stop b -c 64 -t 2 --no-loop-guard --base-gpu-layers 4 "
-    "--nudge-gpu-layers auto --base-prompt-format plain"
+    "--nudge-gpu-layers auto --base-kv-type q8_0 --nudge-kv-type f16 --no-fit-check --base-prompt-format plain"
 )
 
 
@@ -135,7 +135,10 @@ def test_options_reach_the_request_and_the_loader(invoke: Invoke, monkeypatch: p
         messages, gamma=0.3, rule="margin", lookahead=2, end_prob=0.2, max_turns=7, max_tokens=9, temp=0.5,
         top_k=3, top_p=0.8, min_p=0.1, seed=5, stop=["a", "b"], loop_guard=False,
     )  # fmt: skip
-    assert seen["settings"] == {"ctx_size": 64, "threads": 2, "base_gpu_layers": 4}
+    assert seen["settings"] == {
+        "ctx_size": 64, "threads": 2, "base_gpu_layers": 4, "base_kv_type": "q8_0", "nudge_kv_type": "f16",
+        "fit_check": False,
+    }  # fmt: skip
     assert seen["spec"] == runtime.PairSpec(Path("base.gguf"), Path("nudging.gguf"), base_prompt_format="plain")
 
 

@@ -56,7 +56,9 @@ def test_header_agrees_with_the_gguf_package(tmp_path: Path, arch: str, vocab: s
         path=path, parts=(path,), architecture=arch, name=f"tiny {arch} {vocab}",
         n_vocab=len(reader.fields["tokenizer.ggml.tokens"].data), n_ctx_train=256, n_layers=2,
         n_tensors=len(reader.tensors), size_bytes=path.stat().st_size, quantization="F32", has_chat_template=True,
-        metadata=header.metadata,
+        metadata=header.metadata, per_layer=header.per_layer,
+        n_merges=len(reader.fields["tokenizer.ggml.merges"].data) if vocab == "bpe" else 0,
+        tensors={tensor.name: tensor.n_bytes for tensor in reader.tensors},
     )  # fmt: skip
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from edge_nudge.engine.machine import package_version, processor
+from edge_nudge.engine.machine import package_version, processor, text_of
 from edge_nudge.version import __version__
 
 PEAK_MEMORY_INCLUDES = (
@@ -40,6 +42,10 @@ def machine_document(threads: str) -> dict[str, Any]:
 
 def peak_memory_bytes() -> int | None:
     """Return the peak of this process's resident memory; see PEAK_MEMORY_INCLUDES."""
+    # getrusage begins with the peak of the process that started this one, where that was larger.
+    peak_line = re.search(r"^VmHWM:\s+(\d+) kB$", text_of(Path("/proc/self/status")) or "", re.MULTILINE)
+    if peak_line:
+        return int(peak_line[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -3,7 +3,8 @@
 Owns the files and the key of a curve. Never decides by a curve and never loads a model; engine/costs.py measures.
 
 1. A curve is kept for everything that timings and bits depend on: the model file, the llama.cpp build, threads,
-   layers on a GPU, flash attention, the processor, the sizes the context allows. Another one of these is another file.
+   layers on a GPU, flash attention, the type of the cache, an adapter, the processor, the sizes the context allows.
+   Another one of these is another file.
 2. What is read is validated like anything from outside. A damaged or foreign file is measured anew and replaced.
 3. Keeping is a convenience: a folder or a model file that cannot be read or written only costs a measurement at each
    start, and a line in the log.
@@ -134,14 +135,16 @@ def fingerprint(path: Path) -> str:
 
 
 def _key(backend: Backend, path: Path, n_threads: int) -> dict[str, str | int | float | bool | None]:
-    info = backend.info
+    info, adapter = backend.info, getattr(backend, "adapter", None)
     return {
         "format": FORMAT,
+        "adapter": fingerprint(adapter) if adapter else None,
         "model": fingerprint(path),
         "llama-cpp-python": package_version("llama-cpp-python"),
         "build": getattr(backend, "build", None),  # what only a real engine has
         "n_gpu_layers": getattr(backend, "n_gpu_layers", None),
         "flash_attention": getattr(backend, "flash_attention", None),
+        "kv_type": getattr(backend, "kv_type", None),
         "processor": processor(),
         "machine": platform.machine(),
         "n_threads": n_threads,

@@ -21,7 +21,7 @@ import click
 from edge_nudge.cli import streams
 from edge_nudge.cli.interrupts import exit_code
 from edge_nudge.core.visible import one_line, visible
-from edge_nudge.errors import EdgeNudgeError, FetchError
+from edge_nudge.errors import EdgeNudgeError, FetchError, NoRoomError
 from edge_nudge.version import __version__
 
 PROGRAM = "edge-nudge"
@@ -37,6 +37,9 @@ COMMANDS = {
     "show": "edge_nudge.cli.models:show",
     "rm": "edge_nudge.cli.models:remove",
     "bench": "edge_nudge.cli.bench:bench",
+    "estimate": "edge_nudge.cli.estimate:estimate",
+    "pair": "edge_nudge.cli.pair:pair",
+    "doctor": "edge_nudge.cli.doctor:doctor",
 }
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
 
@@ -48,6 +51,7 @@ Exit codes:
     3  the prompt is longer than a model's context
     4  a model could not be fetched
     5  a server is running there already
+    6  both models together do not fit into memory
   130  interrupted (Ctrl-C; 143 by SIGTERM): what was written so far stays
   141  whoever read the output closed it
 
@@ -122,8 +126,9 @@ def exit_status(arguments: Sequence[str]) -> int:
         streams.tell("interrupted")
         return exit_code(interrupt)
     except EdgeNudgeError as error:
-        # pip's last lines are worth their lines; any other message is one.
-        streams.tell(f"error: {visible(str(error)) if isinstance(error, FetchError) else one_line(str(error))}")
+        # pip's last lines and a table of memory are worth their lines; any other message is one.
+        is_long = isinstance(error, FetchError | NoRoomError)
+        streams.tell(f"error: {visible(str(error)) if is_long else one_line(str(error))}")
         return error.exit_code
     except OSError as error:  # of the machine, not of ours: a full disk, a folder without permission
         _tell_unexpected(f"error: {error}", error)
@@ -148,6 +153,21 @@ def _run(arguments: Sequence[str]) -> int:
         stop = "" if message.endswith("?") else "."
         streams.tell(f"error: {message[:1].lower()}{message[1:]}{stop} Try '{where} --help'.")
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or not _is_of_help(error):
+            raise
+        streams.silence(sys.stdout)
+        raise streams.OutputError(f"standard output cannot be written: {error.strerror or error}") from None
+
+
+def _is_of_help(error: OSError) -> bool:
+    """Tell whether click failed to print: a help text longer than a buffer is written before `settle` can fail."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == "click.utils":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _tell_unexpected(message: str, error: Exception) -> None:

@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # The values of request.Rule and the names of template.base_format, written here so that --help imports neither.
 RULES = ("top_prob", "entropy", "margin", "base-only", "nudging-only")
 FORMATS = ("plain", "qa", "chat")
+KV_TYPES = ("f16", "q8_0", "q4_0")  # engine/footprint.py
 
 REQUEST_FIELDS = (
     "gamma", "rule", "lookahead", "end_prob", "max_turns",
@@ -50,26 +51,47 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+_FILES = (
+    click.option("-m", "--base", metavar="FILE", help="Base model, a GGUF file."),
+    click.option("--nudge", metavar="FILE", help="Nudging model, a GGUF file with a chat template."),
+    click.option("--nudge-lora", metavar="FILE", help="LoRA adapter: the base model with it is the nudging model."),
+    click.option("--pair", metavar="NAME", help="A named pair instead of two files; default demo."),
+)
+_LAYERS: dict[str, Any] = {"callback": _layers, "metavar": "N|auto", "default": "auto"}
+_KV_TYPE: dict[str, Any] = {"type": click.Choice(KV_TYPES), "metavar": "TYPE"}
+_CONTEXT = click.option(
+    "-c", "--ctx-size", type=int, metavar="N", help="Context of each model in tokens; default 4096."
+)
+_THREADS = click.option(
+    "-t", "--threads", type=int, metavar="N", help="Threads; default: the cores this process may use."
+)
+_PLACES = (
+    click.option("--base-gpu-layers", **_LAYERS, help="Layers of the base model on a GPU; default auto."),
+    click.option("--nudge-gpu-layers", **_LAYERS, help="Layers of the nudging model on a GPU; default auto."),
+    click.option("--base-kv-type", **_KV_TYPE, help="Cache of the base model: f16, q8_0, q4_0; default f16."),
+    click.option("--nudge-kv-type", **_KV_TYPE, help="Cache of the nudging model; default f16."),
+)
+_FIT = click.option("--no-fit-check", is_flag=True, help="Load the models even if they do not fit into memory.")
+_FORMAT = click.option(
+    "--base-prompt-format",
+    metavar="NAME|JINJA",
+    help=f"Text around the prompt for the base model: {', '.join(FORMATS)}, or a Jinja template; default: the pair's.",
+)
+
+
+def file_options(function: F) -> F:
+    """Add what chooses a pair."""
+    return _all(*_FILES)(function)
+
+
+def size_options(function: F) -> F:
+    """Add what decides how much memory a pair needs."""
+    return _all(_CONTEXT, *_PLACES)(function)
+
+
 def model_options(function: F) -> F:
     """Add what chooses and loads a pair."""
-    layers: dict[str, Any] = {"callback": _layers, "metavar": "N|auto", "default": "auto"}
-    return _all(
-        click.option("-m", "--base", metavar="FILE", help="Base model, a GGUF file."),
-        click.option("--nudge", metavar="FILE", help="Nudging model, a GGUF file with a chat template."),
-        click.option("--pair", metavar="NAME", help="A named pair instead of two files; default demo."),
-        click.option("-c", "--ctx-size", type=int, metavar="N", help="Context of each model in tokens; default 4096."),
-        click.option(
-            "-t", "--threads", type=int, metavar="N", help="Threads; default: the cores this process may use."
-        ),
-        click.option("--base-gpu-layers", **layers, help="Layers of the base model on a GPU; default auto."),
-        click.option("--nudge-gpu-layers", **layers, help="Layers of the nudging model on a GPU; default auto."),
-        click.option(
-            "--base-prompt-format",
-            metavar="NAME|JINJA",
-            help=f"Text around the prompt for the base model: {', '.join(FORMATS)}, or a Jinja template; "
-            "default: the pair's.",
-        ),
-    )(function)
+    return _all(*_FILES, _CONTEXT, _THREADS, *_PLACES, _FIT, _FORMAT)(function)
 
 
 def request_options(function: F) -> F:

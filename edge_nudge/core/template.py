@@ -50,8 +50,13 @@ class ChatTemplate:
         self.source = source
         self._program = Program(source, limits, clock)
 
-    def render(self, messages: Sequence[dict[str, Any]], *, bos: str, eos: str, now: datetime) -> str:
-        """Render plain dictionaries, with the variables and helpers that Hugging Face's renderer gives."""
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, bos: str, eos: str, now: datetime, thinks: bool = False
+    ) -> str:
+        """Render plain dictionaries, with the variables and helpers that Hugging Face's renderer gives.
+
+        `thinks` is for comparison: a template that gives the same with and without it cannot switch thinking off.
+        """
         return self._program.run(
             {
                 "messages": list(messages),
@@ -60,10 +65,10 @@ class ChatTemplate:
                 "eos_token": eos,
                 "tools": None,
                 "documents": None,
-                "enable_thinking": False,
-                "thinking": False,
-                "thinking_budget": 0,
-                "thinking_mode": "disabled",
+                "enable_thinking": thinks,
+                "thinking": thinks,
+                "thinking_budget": 1024 if thinks else 0,
+                "thinking_mode": "enabled" if thinks else "disabled",
                 "raise_exception": _raise_exception,
                 "strftime_now": _clock_at(now),
             }

@@ -84,6 +84,9 @@ class GgufHeader:
     quantization: str | None
     has_chat_template: bool
     metadata: Mapping[str, Scalar] = field(repr=False, hash=False)  # no arrays; long strings cut, the template whole
+    n_merges: int = 0
+    per_layer: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict, repr=False, hash=False)  # short arrays
+    tensors: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)  # bytes by name, all parts
 
 
 def check_model_file(path: Path, *, role: str) -> GgufHeader:
@@ -332,13 +335,13 @@ def _check_split(parts: tuple[Path, ...], scans: list[Scan]) -> None:
             )
         if scan.kinds["split.no"] != UINT16:  # llama.cpp ends the process over another type
             raise HeaderError(f'has a part "{name}" whose split.no is not a 16-bit number; fetch the parts again')
-        doubled = seen & scan.tensor_names
+        doubled = seen & scan.tensors.keys()
         if doubled:
             tensor = visible(min(doubled).decode("utf-8", "replace"))
             raise HeaderError(
                 f'has the tensor "{tensor}" in "{name}" and before; fetch all parts again from one source'
             )
-        seen |= scan.tensor_names
+        seen |= scan.tensors.keys()
     announced = scans[0].scalars.get("split.tensors.count")
     if announced != len(seen):
         raise HeaderError(
@@ -363,11 +366,14 @@ def _header(parts: tuple[Path, ...], scans: list[Scan]) -> GgufHeader:
         n_vocab=n_tokens if kind == STRING else 0,
         n_ctx_train=_whole(of.get(f"{arch}.context_length")),
         n_layers=_whole(of.get(f"{arch}.block_count")),
-        n_tensors=sum(len(scan.tensor_names) for scan in scans),
+        n_tensors=sum(len(scan.tensors) for scan in scans),
         size_bytes=sum(scan.size_bytes for scan in scans),
         quantization=file_type_name(of.get("general.file_type")),
         has_chat_template=bool(_text(of.get(CHAT_TEMPLATE)).strip()),
         metadata=of,
+        n_merges=scans[0].arrays.get("tokenizer.ggml.merges", (STRING, 0))[1],
+        per_layer=scans[0].numbers,
+        tensors={name.decode("utf-8", "replace"): n for scan in scans for name, n in scan.tensors.items()},
     )
 
 

@@ -1,10 +1,10 @@
-"""Walk the header of one GGUF file: bounded, forward only, no arrays kept.
+"""Walk the header of one GGUF file: bounded, forward only, no long arrays kept.
 
 Owns the byte format (versions 2 and 3, the machine's byte order) and the size arithmetic. Never reads a weight, never
 trusts a number before comparing it with the file's size, never raises anything but HeaderError for what it reads.
 
 1. Counts and lengths are compared with the bytes that are left before a loop starts or a byte is read.
-2. Arrays of numbers are skipped by arithmetic; arrays of strings are walked, their total count is limited.
+2. Arrays of more than 512 numbers are skipped by arithmetic; arrays of strings are walked, their total is limited.
 3. What llama.cpp's own reader refuses is refused here with a sentence: doubled names, gaps between tensors, nesting.
 4. A HeaderError continues the sentence 'model file "x" ...'.
 
@@ -33,6 +33,7 @@ MAX_TENSORS = 100_000
 MAX_TENSOR_NAME_BYTES = 63
 MAX_STRINGS = 3_000_000
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_KEPT_NUMBERS = 512  # llama.cpp's most layers
 KEPT_STRING_BYTES = 4096
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
@@ -59,7 +60,8 @@ class Scan:
     scalars: dict[str, Scalar]
     kinds: dict[str, int]  # value type of each scalar, as the format numbers them
     arrays: dict[str, tuple[int, int]]  # key -> (type of the elements, how many)
-    tensor_names: frozenset[bytes]
+    tensors: dict[bytes, int]  # name -> bytes
+    numbers: dict[str, tuple[Scalar, ...]]  # arrays of numbers short enough to be one value for each layer
 
 
 def visible(text: str) -> str:
@@ -79,17 +81,17 @@ def scan_header(file: BinaryIO, size: int) -> Scan:
     n_tensors, n_keys = window.i64(), window.i64()
     _check_count("tensors", n_tensors, MAX_TENSORS, window.left // 24)
     _check_count("metadata keys", n_keys, MAX_KEYS, window.left // 13)
-    scan = Scan(size, {}, {}, {}, frozenset())
+    scan = Scan(size, {}, {}, {}, {}, {})
     strings = _Budget(MAX_STRINGS)
     for _ in range(n_keys):
         _read_pair(window, scan, strings)
-    names, data_end = _read_tensors(window, n_tensors, _alignment(scan))
+    data_end = _read_tensors(window, n_tensors, _alignment(scan), scan.tensors)
     if data_end > size:
         raise HeaderError(
             f"is {data_end - size} bytes short: {size} of {data_end} bytes are there; "
             f"the download or copy was cut off, fetch the file again"
         )
-    return Scan(size, scan.scalars, scan.kinds, scan.arrays, names)
+    return scan
 
 
 def file_type_name(file_type: Scalar | None) -> str | None:
@@ -243,7 +245,12 @@ def _read_pair(window: _Window, scan: Scan, strings: _Budget) -> None:
         raise _damaged(f'metadata key "{visible(key)}" is there twice')
     kind = window.u32()
     if kind == ARRAY:
-        scan.arrays[key] = _skip_array(window, key, strings)
+        kind, n = _array_head(window)
+        scan.arrays[key] = kind, n
+        if kind in _SCALARS and n <= MAX_KEPT_NUMBERS:
+            scan.numbers[key] = _read_numbers(window, kind, n)
+        else:
+            _skip_array(window, key, kind, n, strings)
         return
     scan.kinds[key] = kind
     if kind == STRING:
@@ -256,8 +263,18 @@ def _read_pair(window: _Window, scan: Scan, strings: _Budget) -> None:
     scan.scalars[key] = value != 0 if kind == _BOOL else value
 
 
-def _skip_array(window: _Window, key: str, strings: _Budget) -> tuple[int, int]:
-    kind, n = window.u32(), window.u64()
+def _array_head(window: _Window) -> tuple[int, int]:
+    """Return the type of an array's elements and their number."""
+    return window.u32(), window.u64()
+
+
+def _read_numbers(window: _Window, kind: int, n: int) -> tuple[Scalar, ...]:
+    number = _SCALARS[kind]
+    values = (number.unpack(window.take(number.size))[0] for _ in range(n))
+    return tuple(value != 0 if kind == _BOOL else value for value in values)
+
+
+def _skip_array(window: _Window, key: str, kind: int, n: int, strings: _Budget) -> None:
     if kind == STRING:
         strings.spend(n, key)
         window.skip_strings(n)
@@ -266,7 +283,6 @@ def _skip_array(window: _Window, key: str, strings: _Budget) -> tuple[int, int]:
     else:
         what = "an array inside an array" if kind == ARRAY else f"an array of the unknown type {kind}"
         raise _damaged(f'metadata "{visible(key)}" is {what}')
-    return kind, n
 
 
 def _read_string(window: _Window, key: str) -> str:
@@ -289,28 +305,26 @@ def _alignment(scan: Scan) -> int:
     return value
 
 
-def _read_tensors(window: _Window, n_tensors: int, alignment: int) -> tuple[frozenset[bytes], int]:
-    """Read the tensor table; return the names and the size the file must have for all the weights."""
-    names: set[bytes] = set()
+def _read_tensors(window: _Window, n_tensors: int, alignment: int, tensors: dict[bytes, int]) -> int:
+    """Read the tensor table into `tensors`; return the size the file must have for all the weights."""
     offset, end, type_of = 0, 0, tensor_types().get
     for _ in range(n_tensors):
         n = window.u64()
         if n > MAX_TENSOR_NAME_BYTES:
             raise _damaged(f"a tensor name has {n} bytes, at most {MAX_TENSOR_NAME_BYTES} are possible")
         name = window.take(n)
-        if name in names:
+        if name in tensors:
             raise _damaged(f"tensor {_shown(name)} is there twice")
-        names.add(name)
-        n_bytes = _tensor_bytes(window, name, type_of)
+        n_bytes = tensors[name] = _tensor_bytes(window, name, type_of)
         stated = window.u64()
         if stated != offset:
             raise _damaged(f"tensor {_shown(name)} is at byte {stated} of the weights, it must be at byte {offset}")
         end = offset + n_bytes
         offset = end + -end % alignment
     if not n_tensors:
-        return frozenset(), window.position
+        return window.position
     data_start = window.position + -window.position % alignment
-    return frozenset(names), data_start + end
+    return data_start + end
 
 
 def _tensor_bytes(window: _Window, name: bytes, type_of: Callable[[int], tuple[str, int, int] | None]) -> int:

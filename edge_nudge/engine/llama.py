@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edge_nudge.core.backend import ModelInfo
 from edge_nudge.engine import loading, native
+from edge_nudge.engine.fitting import check_kv_type
 from edge_nudge.engine.vocabulary import NativeVocabulary
 from edge_nudge.errors import EngineError, ModelFileError
 
@@ -44,7 +45,10 @@ class LlamaBackend:
 
     `offload` is a sentence that says what runs on a GPU and why; `n_gpu_layers` how many layers really do;
     `flash_attention` whether it is on; `build` which llama.cpp computes; `defect` what the tokenizer loses, None
-    where it is exact.
+    where it is exact; `kv_type` the type of the cache: f16, q8_0, q4_0.
+    With `is_chosen` the number of layers is what fits, not what somebody asked for.
+    `shares` is another backend whose weights are used instead of loading `path` again; `adapter` a LoRA adapter that
+    only this one computes with.
     With `vocab_only` the model can tokenize and nothing else.
 
     Raises InputError (an impossible number), ModelFileError (the file), EngineError (the machine).
@@ -58,8 +62,12 @@ class LlamaBackend:
         n_batch: int = 512,
         n_threads: int,
         n_gpu_layers: int | None = None,
+        is_chosen: bool = False,
+        kv_type: str = "f16",
         vocab_only: bool = False,
         name: str | None = None,
+        shares: LlamaBackend | None = None,
+        adapter: Path | None = None,
     ) -> None:
         self._context: Any = None
         self._memory: Any = None
@@ -67,15 +75,29 @@ class LlamaBackend:
         self._rows: tuple[int, ...] = ()
         self._views: dict[int, NDArray[np.float32]] = {}
         loading.check_numbers(n_ctx, n_batch, n_threads)
+        check_kv_type(kv_type)
+        self.kv_type = kv_type
         path = Path(path)
         native.start()
-        offload = native.choose_offload(0 if vocab_only else n_gpu_layers, _file_bytes(path))
-        handles = loading.Handles()
+        if shares:
+            offload = native.Offload(shares.n_gpu_layers, shares.offload)
+        else:
+            offload = native.choose_offload(0 if vocab_only else n_gpu_layers, _file_bytes(path), is_chosen=is_chosen)
+        handles = self._handles = loading.Handles()
+        self.adapter = adapter
         # Also runs at interpreter exit, while the log callback still works; Metal aborts on what is left behind.
         self._free = weakref.finalize(self, handles.free)
         try:
-            handles.model = loading.load_model(path, offload.n_gpu_layers, vocab_only)
-            shown = name or loading.metadata(handles.model, "general.name") or path.stem
+            if shares:
+                handles.weights = shares.weights.share()
+            else:
+                handles.weights = loading.Weights(loading.load_model(path, offload.n_gpu_layers, vocab_only))
+            shown = (
+                name
+                or (adapter.stem if adapter else None)
+                or loading.metadata(handles.model, "general.name")
+                or path.stem
+            )
             self._open(handles, shown, offload, vocab_only, n_ctx, n_batch, n_threads)
         except BaseException:
             self._free()
@@ -102,9 +124,12 @@ class LlamaBackend:
                 native.log.info("%s: a context of %d was asked for, the model has %d", name, n_ctx, n_ctx_train)
                 n_ctx = n_ctx_train
             self._context, self._memory, self.flash_attention = loading.make_context(
-                model, name, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, on_gpu=self.n_gpu_layers > 0
-            )
+                model, name, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, on_gpu=self.n_gpu_layers > 0,
+                kv_type=self.kv_type,
+            )  # fmt: skip
             handles.context = self._context
+            if self.adapter:
+                loading.add_adapter(handles, self.adapter, name)
             n_ctx, n_batch = llama_cpp.llama_n_ctx(self._context), llama_cpp.llama_n_batch(self._context)
             self._make_batch(n_batch, n_ctx)
             native.log.info("%s: %s", name, self.offload)
@@ -161,6 +186,13 @@ class LlamaBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def weights(self) -> loading.Weights:
+        """What another backend may share. Raises EngineError where the model is closed."""
+        if self._handles.weights is None:
+            raise EngineError(f"model {self._info.name} is closed")
+        return self._handles.weights
 
     @property
     def info(self) -> ModelInfo:

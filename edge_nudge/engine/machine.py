@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-_V2_MOUNTS = ("fs/cgroup", "fs/cgroup/unified")
+V2_MOUNTS = ("fs/cgroup", "fs/cgroup/unified")
 _V1_MOUNTS = ("fs/cgroup/cpu", "fs/cgroup/cpu,cpuacct", "fs/cgroup/cpuacct,cpu")
 
 
@@ -91,23 +91,23 @@ def _cores_within(allowed: frozenset[int], sys: Path) -> int | None:
 
 def _siblings(topology: Path) -> str | None:
     """Return the list of CPUs on one core, the same text for each of them; the first name is the newer one."""
-    return _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
+    return text_of(topology / "core_cpus_list") or text_of(topology / "thread_siblings_list")
 
 
 def _quota(proc: Path, sys: Path) -> float | None:
     """Return the least CPU quota, in CPUs, of this process's control group and its parents; None without one."""
     quotas: list[float] = []
-    for line in (_text(proc / "self/cgroup") or "0::/").splitlines():
+    for line in (text_of(proc / "self/cgroup") or "0::/").splitlines():
         hierarchy, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if hierarchy == "0" and not controllers:
-            quotas += [q for folder in _upward(sys, _V2_MOUNTS, group) if (q := _v2_quota(folder)) is not None]
+            quotas += [q for folder in groups_upward(sys, V2_MOUNTS, group) if (q := _v2_quota(folder)) is not None]
         elif "cpu" in controllers.split(","):
-            quotas += [q for folder in _upward(sys, _V1_MOUNTS, group) if (q := _v1_quota(folder)) is not None]
+            quotas += [q for folder in groups_upward(sys, _V1_MOUNTS, group) if (q := _v1_quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _upward(sys: Path, mounts: tuple[str, ...], group: str) -> list[Path]:
+def groups_upward(sys: Path, mounts: tuple[str, ...], group: str) -> list[Path]:
     """Return the folders of a group and its parents under each mount.
 
     A container may see its group's path on the host, of which nothing is mounted: the walk then ends at the mount
@@ -119,12 +119,12 @@ def _upward(sys: Path, mounts: tuple[str, ...], group: str) -> list[Path]:
 
 
 def _v2_quota(folder: Path) -> float | None:
-    quota, _, period = (_text(folder / "cpu.max") or "max").partition(" ")
+    quota, _, period = (text_of(folder / "cpu.max") or "max").partition(" ")
     return _share(quota, period)
 
 
 def _v1_quota(folder: Path) -> float | None:
-    return _share(_text(folder / "cpu.cfs_quota_us") or "-1", _text(folder / "cpu.cfs_period_us") or "")
+    return _share(text_of(folder / "cpu.cfs_quota_us") or "-1", text_of(folder / "cpu.cfs_period_us") or "")
 
 
 def _share(quota: str, period: str) -> float | None:
@@ -134,7 +134,7 @@ def _share(quota: str, period: str) -> float | None:
     return int(quota) / int(period)
 
 
-def _text(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except (OSError, ValueError):

@@ -167,6 +167,32 @@ def build() -> str:
     return f"{llama_cpp.llama_version().decode('utf-8', 'replace')}; {system}; {gpus or 'no GPU'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the library was built for; `features` are the processor's, as the library names them."""
+
+    version: str
+    features: tuple[str, ...]
+    can_offload: bool
+    can_rpc: bool
+    can_map: bool
+    can_lock: bool
+
+
+def abilities() -> Abilities:
+    """Ask the library what it can do."""
+    start()
+    system = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
+    return Abilities(
+        llama_cpp.llama_version().decode("utf-8", "replace"),
+        tuple(re.findall(r"(\w+) = 1", system)),
+        bool(llama_cpp.llama_supports_gpu_offload()),
+        bool(llama_cpp.llama_supports_rpc()),
+        bool(llama_cpp.llama_supports_mmap()),
+        bool(llama_cpp.llama_supports_mlock()),
+    )
+
+
 def prototype(function: Any, restype: Any, *argtypes: Any) -> Callable[..., Any]:
     """Return a binding function under another signature, e.g. an address where it declares a typed pointer.
 
@@ -180,12 +206,16 @@ def prototype(function: Any, restype: Any, *argtypes: Any) -> Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU as the library names it; `free_bytes` is 0 where the driver does not say."""
+    """A GPU as the library names it; `free_bytes` is 0 where the driver does not say.
+
+    `is_shared`: its memory is the RAM (integrated graphics, Apple silicon).
+    """
 
     name: str
     description: str
     free_bytes: int
     total_bytes: int
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +227,9 @@ class Offload:
 
 
 _DEVICE_IS_GPU = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+_INTEGRATED = 2
 _MOST_LAYERS = 10_000
-_ROOM = 1.15  # weights plus cache and compute buffers, measured roughly; engine/memory.py estimates it exactly
+_ROOM = 1.15  # weights plus cache and compute buffers, roughly: for a model alone; a pair is planned (memory.py)
 
 
 def gpu_devices() -> list[Device]:
@@ -228,17 +259,21 @@ def _describe(lib: Any, device: int) -> Device:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     lib.ggml_backend_dev_name.restype = lib.ggml_backend_dev_description.restype = ctypes.c_char_p
     lib.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
+    name = lib.ggml_backend_dev_name(handle).decode("utf-8", "replace")
     return Device(
-        lib.ggml_backend_dev_name(handle).decode("utf-8", "replace"),
+        name,
         lib.ggml_backend_dev_description(handle).decode("utf-8", "replace"),
         free.value,
         total.value,
+        # Metal calls every device a GPU; on the machines that have it the memory is one.
+        lib.ggml_backend_dev_type(handle) == _INTEGRATED or name.startswith(("Metal", "MTL")),
     )
 
 
-def choose_offload(n_gpu_layers: int | None, file_bytes: int) -> Offload:
-    """Decide how many layers go to a GPU; None asks for the automatic choice.
+def choose_offload(n_gpu_layers: int | None, file_bytes: int, *, is_chosen: bool = False) -> Offload:
+    """Decide how many layers go to a GPU; None asks for the automatic choice of all or none.
 
+    `is_chosen`: the number is what fits (engine/memory.py), not what somebody asked for.
     Raises InputError for an impossible number, EngineError where layers are asked for and cannot be moved.
     """
     start()
@@ -246,7 +281,8 @@ def choose_offload(n_gpu_layers: int | None, file_bytes: int) -> Offload:
         raise InputError(f"{n_gpu_layers} GPU layers is not a number from 0 to {_MOST_LAYERS}: use 99 for all layers")
     can_offload = bool(llama_cpp.llama_supports_gpu_offload())
     if n_gpu_layers == 0:
-        return Offload(0, "no GPU offload: 0 layers were asked for")
+        why = "not one layer fits beside the other model" if is_chosen else "0 layers were asked for"
+        return Offload(0, f"no GPU offload: {why}")
     if not can_offload:
         if n_gpu_layers is None:
             return Offload(0, "no GPU offload: this build of llama-cpp-python has none, or finds no GPU")
@@ -257,7 +293,8 @@ def choose_offload(n_gpu_layers: int | None, file_bytes: int) -> Offload:
     devices = gpu_devices()
     names = ", ".join(f"{device.name} ({device.description})" for device in devices) or "the device llama.cpp finds"
     if n_gpu_layers is not None:
-        return Offload(n_gpu_layers, f"GPU offload: {n_gpu_layers} layers were asked for, on {names}")
+        why = "layers fit" if is_chosen else "layers were asked for"
+        return Offload(n_gpu_layers, f"GPU offload: {n_gpu_layers} {why}, on {names}")
     free = sum(device.free_bytes for device in devices)
     if not devices:
         return Offload(0, "no GPU offload: the build can, but no GPU was found")

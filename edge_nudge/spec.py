@@ -1,0 +1,60 @@
+"""Which files make a pair, and how they would be loaded.
+
+Owns the description of a pair before anything is loaded. Never loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_nudge.core.events import Role
+from edge_nudge.core.request import GenerateRequest, Rule
+
+if TYPE_CHECKING:
+    from edge_nudge.engine.fitting import Plan
+
+DEFAULT_BASE_FORMAT = "qa"
+
+
+@dataclass(frozen=True, slots=True)
+class PairSpec:
+    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold."""
+
+    base: Path
+    nudging: Path
+    name: str | None = None
+    gamma: float | None = None
+    base_prompt_format: str = DEFAULT_BASE_FORMAT
+    chat_template: str | None = None  # None: the nudging model's own
+    nudging_adapter: Path | None = None  # a LoRA adapter: the nudging model is the base model with it
+
+    @property
+    def served_name(self) -> str:
+        """The name by which a server serves it."""
+        return self.name or f"{self.base.stem}+{self.nudging.stem}"
+
+    def resolve(self, request: GenerateRequest) -> GenerateRequest:
+        """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
+        if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:
+            return request
+        return request.model_copy(update={"nudge": request.nudge.model_copy(update={"gamma": self.gamma})})
+
+
+def plan_load(
+    spec: PairSpec, *, ctx_size: int, kv_types: Mapping[Role, str], gpu_layers: Mapping[Role, int | None]
+) -> Plan:
+    """Check the files of a pair and return how they would be loaded, and whether that fits.
+
+    Raises ModelFileError, InputError.
+    """
+    from edge_nudge.engine.adapters import check_adapter
+    from edge_nudge.engine.fitting import plan_pair
+    from edge_nudge.engine.gguf import check_model_file
+
+    base = check_model_file(spec.base, role="base")
+    adapter = check_adapter(spec.nudging_adapter, base) if spec.nudging_adapter else None
+    headers = {Role.BASE: base, Role.NUDGING: base if adapter else check_model_file(spec.nudging, role="nudging")}
+    return plan_pair(headers, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers, adapter=adapter)
