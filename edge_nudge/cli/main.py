@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from traceback import walk_tb
 from typing import NoReturn
 
 import click
@@ -131,7 +132,8 @@ def exit_status(arguments: Sequence[str]) -> int:
         streams.tell(f"error: {visible(str(error)) if is_long else one_line(str(error))}")
         return error.exit_code
     except OSError as error:  # of the machine, not of ours: a full disk, a folder without permission
-        _tell_unexpected(f"error: {error}", error)
+        what = f"standard output cannot be written: {error.strerror}" if _is_of_help(error) else str(error)
+        _tell_unexpected(f"error: {what}", error)
         return 1
     except Exception as error:
         _tell_unexpected(
@@ -168,6 +170,11 @@ def _is_of_help(error: OSError) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _is_of_help(error: OSError) -> bool:
+    """Tell whether click was writing its own text: of a long one nothing is left for the last flush to fail at."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in walk_tb(error.__traceback__))
 
 
 def _tell_unexpected(message: str, error: Exception) -> None:
