@@ -34,7 +34,7 @@ class PairSpec:
     @property
     def served_name(self) -> str:
         """The name by which a server serves it."""
-        return self.name or f"{self.base.stem}+{self.nudging.stem}"
+        return self.name or f"{self.base.stem}+{(self.nudging_adapter or self.nudging).stem}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request with the pair's own threshold where the paper's rule is used and none was given."""

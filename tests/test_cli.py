@@ -85,7 +85,8 @@ def run_params() -> dict[str, click.Option]:
 
 def test_every_field_of_a_request_has_its_option() -> None:
     fields = {*SamplingParams.model_fields, *NudgeParams.model_fields, *GenerateRequest.model_fields}
-    of_the_api = {"logprobs", "raw_prompt"}  # for programs: a terminal shows no scores, and its prompt is a message
+    # for programs: a terminal shows no scores, its prompt is a message, and a command's caches begin empty
+    of_the_api = {"logprobs", "raw_prompt", "cache_prompt"}
     nested = {"messages", "sampling", "nudge", "loop_guard", "verify_ahead"}
     assert set(options.REQUEST_FIELDS) == fields - nested - of_the_api
     assert set(options.REQUEST_FIELDS) <= set(run_params())

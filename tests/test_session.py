@@ -337,6 +337,18 @@ def test_a_beginning_shared_by_two_conversations_is_kept_for_both() -> None:
     assert ask(session, [*system, *[6] * 40, 9]) == 1
 
 
+def test_a_request_that_reuses_nothing_reads_all_and_leaves_the_others_alone() -> None:
+    session = make(Shelf(1 << 20))
+    ask(session, conversation(0, 50))
+    usage = ModelUsage()
+    session.begin(50, usage, reuses_cache=False)
+    session.sync(conversation(0, 50))
+    assert (usage.n_evaluated, usage.n_reused) == (50, 0)
+    session.sync([*conversation(0, 50), 9])  # later in the same request the cache is its own
+    assert usage.n_evaluated == 51
+    assert ask(session, conversation(0, 60)) == 10
+
+
 def test_a_budget_of_nothing_keeps_nothing() -> None:
     session = make(shelf := Shelf(0))
     assert [ask(session, conversation(number, 50)) for number in (0, 1, 0)] == [50, 50, 50]

@@ -69,22 +69,24 @@ def find_server(
 
 def _difference(endpoint: Endpoint, spec: PairSpec, settings: Mapping[str, Any]) -> str | None:
     """Return why a server would answer otherwise than a pair loaded here; None where it would not."""
-    from edge_nudge.runtime import DEFAULT_CTX_SIZE
+    from edge_nudge.runtime import DEFAULT_CTX_SIZE, DEFAULT_KV_TYPE
 
     loaded = endpoint.loaded
-    for role, path in (("base", spec.base), ("nudging", spec.nudging)):
-        served = loaded.get(role)
-        if not isinstance(served, str) or os.path.realpath(served) != os.path.realpath(path.expanduser()):
-            return f"its {role} model is {served}"
+    files = {"base": spec.base, "nudging": spec.nudging, "nudging_adapter": spec.nudging_adapter}
+    for name, path in files.items():
+        served = loaded.get(name)
+        wanted = None if path is None else os.path.realpath(path.expanduser())
+        if wanted != (os.path.realpath(served) if isinstance(served, str) else None):
+            return f"its {name.replace('_', ' ')} model is {served}"
     if endpoint.model != spec.served_name:
         return f"it serves the same files as {endpoint.model}, not as {spec.served_name}"
     if loaded.get("base_prompt_format") != spec.base_prompt_format:
         return "its base prompt format is another one"
-    for name, value in settings.items():
-        found = loaded.get(name)
-        if found is None and name == "ctx_size":
-            found = DEFAULT_CTX_SIZE
-        if found != value:
+    kv_types = dict.fromkeys(("base_kv_type", "nudge_kv_type"), DEFAULT_KV_TYPE)
+    defaults: dict[str, object] = {"ctx_size": DEFAULT_CTX_SIZE, **kv_types}
+    for name, value in {**kv_types, **settings}.items():
+        found = defaults.get(name) if loaded.get(name) is None else loaded[name]
+        if name != "fit_check" and found != value:
             return f"its {name} is {'chosen by itself' if found is None else found}, not {value}"
     return None
 

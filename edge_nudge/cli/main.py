@@ -155,21 +155,6 @@ def _run(arguments: Sequence[str]) -> int:
         stop = "" if message.endswith("?") else "."
         streams.tell(f"error: {message[:1].lower()}{message[1:]}{stop} Try '{where} --help'.")
         return error.exit_code
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) or not _is_of_help(error):
-            raise
-        streams.silence(sys.stdout)
-        raise streams.OutputError(f"standard output cannot be written: {error.strerror or error}") from None
-
-
-def _is_of_help(error: OSError) -> bool:
-    """Tell whether click failed to print: a help text longer than a buffer is written before `settle` can fail."""
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__") == "click.utils":
-            return True
-        trace = trace.tb_next
-    return False
 
 
 def _is_of_help(error: OSError) -> bool:

@@ -103,8 +103,8 @@ def warnings(about: PairAbout, values: Mapping[str, Any]) -> list[str]:
 
 def _load_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what load_pair is told; what was not given keeps its default there."""
-    names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers", "base_kv_type", "nudge_kv_type")
-    given = {name: values[name] for name in names if values[name] is not None}
+    names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers", "base_kv_type", "nudge_kv_type", "cache_ram")
+    given = {name: values[name] for name in names if values.get(name) is not None}
     return {**given, "fit_check": False} if values["no_fit_check"] else given
 
 

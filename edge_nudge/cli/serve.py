@@ -92,6 +92,12 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     metavar="S|never",
     help="Unload the models after so many idle seconds; default 300.",
 )
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0, 1 << 24),
+    metavar="MIB",
+    help="Memory for the caches of earlier conversations; default 512, 0 keeps none.",
+)
 @click.option("--queue", type=click.IntRange(0, 10_000), default=32, metavar="N", help="Waiting requests; default 32.")
 @click.option(
     "--grace",
@@ -215,7 +221,8 @@ def _loader(
 def _endpoint(listeners: Listeners, spec: PairSpec, settings: dict[str, Any]) -> Endpoint:
     from edge_nudge.endpoint import Endpoint
 
-    names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers")
+    names = ("ctx_size", "threads", "base_gpu_layers", "nudge_gpu_layers", "base_kv_type", "nudge_kv_type")
+    adapter = spec.nudging_adapter
     return Endpoint(
         pid=os.getpid(),
         socket=listeners.socket_path,
@@ -226,6 +233,7 @@ def _endpoint(listeners: Listeners, spec: PairSpec, settings: dict[str, Any]) ->
         loaded={
             "base": str(spec.base.expanduser().absolute()),
             "nudging": str(spec.nudging.expanduser().absolute()),
+            "nudging_adapter": None if adapter is None else str(adapter.absolute()),
             "base_prompt_format": spec.base_prompt_format,
             **{name: settings.get(name) for name in names},
         },

@@ -87,6 +87,7 @@ class Decoder:
         self._nudging = nudging
         self._params = request.nudge
         self._max_tokens = request.max_tokens
+        self._cache_prompt = request.cache_prompt
         self._is_scored = request.logprobs is not None
         self._drops_lead = request.raw_prompt is None  # a plain completion keeps the blanks it begins with
         self._policy = make_policy(request.nudge)
@@ -105,7 +106,8 @@ class Decoder:
         self._started = self._clock()
         for writer in self._asked():
             self.usage.of(writer.role).n_prompt = writer.n_prompt
-            writer.begin(self.usage.of(writer.role), self._is_cancelled, self._clock)
+            usage = self.usage.of(writer.role)
+            writer.begin(usage, self._is_cancelled, self._clock, reuses_cache=self._cache_prompt)
         try:
             end: End = yield from self._answer()
         except Cancelled:

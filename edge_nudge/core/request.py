@@ -160,6 +160,11 @@ class GenerateRequest(BaseModel):
         BeforeValidator(_as_list),
         Field(strict=False, max_length=MAX_STOP_STRINGS),
     ] = ()
+    cache_prompt: bool = Field(
+        default=True,
+        description="reuse what the caches hold of the prompt. Without it the answer depends on the request alone, bit "
+        "for bit: a prompt read in other pieces can change a decision that was nearly a tie",
+    )
     sampling: SamplingParams = SamplingParams()
     nudge: NudgeParams = NudgeParams()
     logprobs: _Count | None = Field(

@@ -99,6 +99,7 @@ class Session:
         self._n_in_blocks = 0  # so many at the start of the cache were evaluated in whole blocks by `read`
         self._n_prompt = 0
         self._n_seen = 0
+        self._reuses_cache = True
         self._is_cancelled: Callable[[], bool] = _never
         self._clock: Callable[[], float] = _no_time
         self.usage = ModelUsage()
@@ -120,13 +121,16 @@ class Session:
         usage: ModelUsage,
         is_cancelled: Callable[[], bool] = _never,
         clock: Callable[[], float] = _no_time,
+        *,
+        reuses_cache: bool = True,
     ) -> None:
-        """Start counting for a request whose prompt is `n_prompt` tokens."""
+        """Start counting for a request whose prompt is `n_prompt` tokens; without `reuses_cache` it is read anew."""
         self._n_prompt, self._n_seen = n_prompt, 0
         self._is_cancelled, self._clock = is_cancelled, clock
         self.usage = usage
         self._n_text = len(self._ids)  # the guesses of the request before are as good as any other text now
         self._rows.clear()  # a prompt's last token is evaluated in every request, and always alone
+        self._reuses_cache = reuses_cache
 
     def sync(self, ids: Sequence[int], guess: Guess = _no_guess, *, is_asked: bool = True) -> SyncCost:
         """Make the text exactly `ids` (not empty), reusing the longest common prefix.
@@ -139,8 +143,12 @@ class Session:
             self.forget()
         self.usage.n_asked += is_asked
         n_before = self._n_text
-        if self._n_seen == 0 and self._shelf is not None:
-            self._change_conversation(self._shelf, ids)
+        if self._n_seen == 0:
+            if not self._reuses_cache:
+                self._put_away(0)
+                self.forget()
+            elif self._shelf is not None:
+                self._change_conversation(self._shelf, ids)
         n_common = common_prefix(self._ids, ids)
         if n_common == len(ids) and n_common - 1 in self._rows:
             self._extend_text(n_common)

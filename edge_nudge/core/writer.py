@@ -61,8 +61,10 @@ class Writer:
     def __repr__(self) -> str:
         return f"<Writer {self.role.value}: {self._session!r}, pending {self.pending}>"
 
-    def begin(self, usage: ModelUsage, is_cancelled: Callable[[], bool], clock: Callable[[], float]) -> None:
-        self._session.begin(self.n_prompt, usage, is_cancelled, clock)
+    def begin(
+        self, usage: ModelUsage, is_cancelled: Callable[[], bool], clock: Callable[[], float], *, reuses_cache: bool
+    ) -> None:
+        self._session.begin(self.n_prompt, usage, is_cancelled, clock, reuses_cache=reuses_cache)
 
     def sync(self, answer: bytes, drafted: bytes = b"") -> int | None:
         """Evaluate prompt and answer as far as they are new; return the overlap in blanks, None if full.

@@ -159,6 +159,7 @@ class Settings(BaseModel):
     max_turns: int | None = Field(None, ge=1, lt=1 << 31)
     loop_guard: bool | None = None
     verify_ahead: bool | None = None
+    cache_prompt: bool | None = Field(None, description="false: the answer depends on nothing asked before; slower")
 
     @property
     def is_stream(self) -> bool:
@@ -253,7 +254,7 @@ def _message(message: ChatMessage) -> dict[str, str]:
 def _settings(body: Settings) -> dict[str, Any]:
     names = (
         *("max_tokens", "top_p", "top_k", "min_p", "stop"),
-        *("rule", "gamma", "lookahead", "end_prob", "max_turns", "loop_guard", "verify_ahead"),
+        *("rule", "gamma", "lookahead", "end_prob", "max_turns", "loop_guard", "verify_ahead", "cache_prompt"),
     )
     settings = {name: value for name in names if (value := getattr(body, name)) is not None}
     if body.temperature is not None:
