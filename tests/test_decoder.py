@@ -55,7 +55,7 @@ def test_guesses_change_nothing_in_a_thousand_worlds(scout_step: float) -> None:
 def test_a_run_of_the_nudging_model_saves_calls_where_it_writes_what_the_base_model_writes() -> None:
     """Two copies of one model: runs come true where the text is tokenized as it was drawn."""
     counts = {}
-    for scout_step in (1.0, 0.1):
+    for scout_step in (1.0, 0.02):
         base, nudging = ModelUsage(), ModelUsage()
         fixed = {"gamma": 0.0, "max_tokens": 60, "temp": 0.0, "end_prob": 2.0, "stop": [], "loop_guard": False}
         for _, world in worlds(range(400, 440), rule="top_prob", **fixed):
@@ -70,7 +70,7 @@ def test_a_run_of_the_nudging_model_saves_calls_where_it_writes_what_the_base_mo
                 for cause, n_tokens in usage.evaluated.items():
                     total.evaluated[cause] += n_tokens
         counts[scout_step] = base, nudging
-    (base, nudging), (base_with, nudging_with) = counts[1.0], counts[0.1]
+    (base, nudging), (base_with, nudging_with) = counts[1.0], counts[0.02]
     assert base_with.n_calls < 0.8 * base.n_calls
     assert base_with.evaluated[Cause.VERIFIED] > 2 * base.evaluated[Cause.VERIFIED]
     assert nudging_with.evaluated[Cause.VERIFIED] > 10 * nudging.evaluated[Cause.VERIFIED]

@@ -158,3 +158,28 @@ def test_a_limit_on_guesses_holds() -> None:
     foresight = Foresight(Schedule(straight_curve(0.0, 0.0)), most=1)
     foresight.follow([1, 2, 3, 1], drafted=[2, 3])
     assert foresight.guess(1) == [2]
+
+
+def test_the_other_model_is_let_write_where_that_pays_and_learns_by_itself() -> None:
+    asked: list[int] = []
+
+    def scout(n_tokens: int) -> list[int]:
+        asked.append(n_tokens)
+        return [7] * n_tokens
+
+    dear = Foresight(Schedule(straight_curve(0.1, 0.1)), scout_step=0.5)
+    dear.follow([1, 2, 3])
+    assert dear.guess(1, scout) == []
+    assert asked == []
+    cheap = Foresight(Schedule(straight_curve(0.02, 0.02)), scout_step=0.05)
+    cheap.follow([1, 2, 3])
+    assert cheap.guess(1, scout)[:2] == [7, 7]
+    before = cheap._odds.of(DRAFTED)
+    for token in range(20, 60):  # never right
+        cheap.push(token)
+        cheap.guess(1, scout)
+    n_asked = len(asked)
+    cheap.push(60)
+    assert cheap.guess(1, scout) == []
+    assert len(asked) == n_asked < 40
+    assert cheap._odds.of(DRAFTED) == before

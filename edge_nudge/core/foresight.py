@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from edge_nudge.core.lookup import MAX_MATCH, NOTHING, Lookup
-from edge_nudge.core.schedule import DRAFTED, Odds, Schedule
+from edge_nudge.core.schedule import DRAFTED, RUN, Odds, Schedule
 
 Scout: TypeAlias = Callable[[int], Sequence[int]]  # so many tokens of the other model -> tokens of this one
 
@@ -30,6 +30,7 @@ class Foresight:
         self._odds = Odds()
         self._open: list[tuple[int, int]] = []  # guesses not settled yet, (token, source), behind the text
         self._drafted: Sequence[int] = ()
+        self._drafted_by = DRAFTED
 
     def __repr__(self) -> str:
         return f"<Foresight behind {len(self._lookup)} tokens, {len(self._open)} open guesses, {self._odds!r}>"
@@ -41,7 +42,7 @@ class Foresight:
         for token in ids[len(self._lookup) :]:
             self._settle(token)
         self._lookup.follow(ids)
-        self._drafted = drafted
+        self._drafted, self._drafted_by = drafted, DRAFTED
 
     def push(self, token: int) -> None:
         """Let the text be one token longer."""
@@ -59,13 +60,13 @@ class Foresight:
             self._open = []
             return []
         tokens, sources = self._at_hand(n_room)
-        n_guesses, gain = self._n_ahead(n_text, sources)
+        n_guesses, gain = self._schedule.n_ahead(n_text, self._chances(sources))
         if scout is not None and n_guesses < n_room:
-            n_run, gain_of_run = self._n_ahead(n_text, [DRAFTED] * n_room, self._scout_step)
+            n_run, gain_of_run = self._gain_of_run(n_text, n_room)
             if gain_of_run > gain:
-                self._drafted = scout(n_run)
+                self._drafted, self._drafted_by = scout(n_run), RUN
                 tokens, sources = self._at_hand(n_room)
-                n_guesses, _ = self._n_ahead(n_text, sources)
+                n_guesses, _ = self._schedule.n_ahead(n_text, self._chances(sources))
         tokens = tokens[:n_guesses]
         self._open = list(zip(tokens, sources, strict=False))
         return tokens
@@ -74,12 +75,21 @@ class Foresight:
         """Return guesses that cost nothing to make, and the source of each."""
         drafted = list(self._drafted[:n_room])
         found = self._lookup.find(drafted, n_room - len(drafted)) if len(drafted) < n_room else NOTHING
-        sources = [DRAFTED] * len(drafted)
+        sources = [self._drafted_by] * len(drafted)
         sources += [min(found.n_match + i, MAX_MATCH) for i in range(len(found.tokens))]
         return [*drafted, *found.tokens], sources
 
-    def _n_ahead(self, n_text: int, sources: Sequence[int], guess_cost: float = 0.0) -> tuple[int, float]:
-        return self._schedule.n_ahead(n_text, [self._odds.of(source) for source in sources], guess_cost)
+    def _gain_of_run(self, n_text: int, n_room: int) -> tuple[int, float]:
+        """Return how many tokens a run of the other model should have, and what is gained by it.
+
+        Each run costs it a call more than its tokens: it catches up in smaller pieces, and a token may be read again.
+        """
+        chances = self._chances([RUN] * n_room)
+        n_run, gain = self._schedule.n_ahead(n_text, chances, self._scout_step, least_gain=self._scout_step)
+        return n_run, gain - self._scout_step
+
+    def _chances(self, sources: Sequence[int]) -> list[float]:
+        return [self._odds.of(source) for source in sources]
 
     def _settle(self, token: int) -> None:
         """Learn from what stands where the first open guess is."""

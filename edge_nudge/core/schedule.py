@@ -21,9 +21,10 @@ from edge_nudge.core.lookup import MAX_MATCH
 LEAST_GAIN = 0.02  # steps; less is lost in the noise of the curve
 PRIOR_WEIGHT = 4.0  # guesses that the prior is worth
 
-DRAFTED = 0  # source of a guess: the other model wrote it; 1 to MAX_MATCH: looked up, by length of the match
-PRIORS = (0.5, 0.15, 0.3, 0.45, 0.55, 0.65, 0.7, 0.75, 0.8)
-assert len(PRIORS) == MAX_MATCH + 1
+DRAFTED = 0  # source of a guess: the other model had drafted it; 1 to MAX_MATCH: looked up, by length of the match
+RUN = MAX_MATCH + 1  # the other model was let write it
+PRIORS = (0.5, 0.15, 0.3, 0.45, 0.55, 0.65, 0.7, 0.75, 0.8, 0.6)
+assert len(PRIORS) == RUN + 1
 
 
 class Odds:
@@ -56,13 +57,15 @@ class Schedule:
         self._tokens = [0.0, *(curve.batch_s(n) / curve.step_s for n in sizes)]
         self._rows = [0.0, *((curve.batch_s(n, n) - curve.batch_s(n)) / curve.step_s for n in sizes)]
 
-    def n_ahead(self, n_text: int, chances: Sequence[float], guess_cost: float = 0.0) -> tuple[int, float]:
+    def n_ahead(
+        self, n_text: int, chances: Sequence[float], guess_cost: float = 0.0, least_gain: float = LEAST_GAIN
+    ) -> tuple[int, float]:
         """Return how many guesses pay in a batch behind the last `n_text` tokens of the text, and their gain in steps.
 
         `chances` are those of each guess if all before it are right; `guess_cost` is what making each one takes, in
         steps of this model.
         """
-        best, best_gain = 0, LEAST_GAIN
+        best, best_gain = 0, least_gain
         n_saved, chance = 0.0, 1.0
         for n_guesses in range(1, min(len(chances), self.largest - n_text) + 1):
             chance *= chances[n_guesses - 1]
