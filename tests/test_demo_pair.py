@@ -7,6 +7,7 @@ at a place where the model's two best tokens, or the top-1 probability and gamma
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -253,7 +254,7 @@ def test_user_text_never_becomes_a_control_token(pair: Pair) -> None:
 def test_the_api_of_the_readme_runs(demo_paths: tuple[Path, Path]) -> None:
     """The Python example of the README, as it stands there."""
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    example = readme.split("```python\n", 1)[1].split("```", 1)[0]
+    (example,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "open_pair" in part]
     shown = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=300, check=False)
     assert shown.returncode == 0, shown.stderr
     assert len(shown.stdout.split()) > 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,22 @@ def test_answers_are_those_of_the_pair(folder: Path, server: Server, pair: Pair)
 
 
 # --- other clients of the same server
+
+
+@pytest.mark.parametrize("name", ["Client()", "openai.OpenAI"])
+def test_the_clients_of_the_readme_run(name: str, server: Server) -> None:
+    """The examples as they stand there, but for the served name."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if name in part]
+    code = f"S = {server.endpoint['socket']!r}\n{example}".replace('"demo"', repr(server.endpoint["model"]))
+    if "openai" in name:
+        code = code.replace("client.chat", "answer = client.chat") + "print(answer.choices[0].message.content)"
+    environment = {**os.environ, "EDGE_NUDGE_RUNTIME_DIR": str(Path(server.endpoint["socket"]).parent)}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert len(shown.stdout.split()) > 3
 
 
 def test_the_client_scores_as_the_pair_does(server: Server, pair: Pair) -> None:
