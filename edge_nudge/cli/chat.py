@@ -93,6 +93,7 @@ def _talk(spec: PairSpec, about: PairAbout, ask: Ask, values: dict[str, Any], *,
     from edge_nudge.cli.chatting import words
     from edge_nudge.cli.chatting.answering import Answering
     from edge_nudge.cli.chatting.commands import Desk
+    from edge_nudge.cli.chatting.keyboard import late_ctrl_c_ignored
     from edge_nudge.cli.chatting.prompting import InputLine
     from edge_nudge.cli.chatting.saved import Files
     from edge_nudge.cli.chatting.screen import TerminalScreen
@@ -108,7 +109,8 @@ def _talk(spec: PairSpec, about: PairAbout, ask: Ask, values: dict[str, Any], *,
     )
     desk = Desk(state, screen, Files())
     try:
-        _loop(line, desk, Answering(state, screen, ask))
+        with late_ctrl_c_ignored():
+            _loop(line, desk, Answering(state, screen, ask))
     except (streams.ClosedPipeError, streams.OutputError, KeyboardInterrupt):
         raise
     except Exception:
@@ -130,8 +132,9 @@ def _loop(line: InputLine, desk: Desk, answering: Answering) -> None:
         if not typed.strip():
             continue
         try:
+            _check(typed)
             if not is_command(typed):
-                text = answering.answer(_message(unquoted(typed)))
+                text = answering.answer(unquoted(typed))
                 continue
             outcome: Outcome = run_command(desk, typed)
             if outcome.is_over:
@@ -141,14 +144,12 @@ def _loop(line: InputLine, desk: Desk, answering: Answering) -> None:
             text = outcome.text
         except InputError as error:
             desk.screen.say(f"error: {one_line(str(error))}")
-            text = typed if not is_command(typed) else ""
 
 
-def _message(text: str) -> str:
-    """Return a message as text: bytes that are no UTF-8 come from a terminal as lone surrogates."""
+def _check(text: str) -> None:
+    """Raise InputError for bytes that are no UTF-8, which come from a terminal as lone surrogates."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError("the message is not UTF-8: what is wrong in it is shown as an escape, write it anew")
-    return text
+        raise InputError("what was typed or pasted is not UTF-8: write it anew")
 
 
 def _rescue(desk: Desk, folder: Path) -> None:

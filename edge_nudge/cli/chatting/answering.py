@@ -13,7 +13,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edge_nudge.cli.chatting import words
@@ -48,55 +49,52 @@ class Answering:
         Raises InputError for a message that cannot be sent, Interrupted after SIGTERM.
         """
         request = self.chat.request(text, is_anew=is_anew)
-        pieces: list[Piece] = []
-        finished, error, signum = None, None, None
+        heard = _Heard()
+        error: EdgeNudgeError | None = None
         try:
-            finished, signum = self._stream(self.ask, request, pieces)
+            self._stream(request, heard)
+        except Interrupted as interrupt:  # it came just before the answer, or just behind it
+            heard.signum = interrupt.signum
         except OutputError:
             raise
         except EdgeNudgeError as caught:
             error = caught
-        is_kept = self.chat.keep(text, pieces, finished, is_anew=is_anew)
-        if finished is not None:
-            self._tell_end(pieces, finished, is_kept=is_kept, is_anew=is_anew)
-        if error is not None:
-            self._tell_error(error, is_kept=is_kept)
-        if signum == signal.SIGTERM:
-            raise Interrupted(signum)
+        is_kept = self.chat.keep(text, heard.pieces, heard.finished, is_anew=is_anew)
+        if error is None:
+            self._tell_end(heard, is_kept=is_kept, is_anew=is_anew)
+        else:
+            self._tell_error(error, is_kept=is_kept, is_anew=is_anew)
+        if heard.signum == signal.SIGTERM:
+            raise Interrupted(signal.SIGTERM)
         return "" if is_kept or is_anew else text
 
-    def _stream(
-        self, ask: Callable[[GenerateRequest], Answer | Stream], request: GenerateRequest, pieces: list[Piece]
-    ) -> tuple[Finished, int | None]:
-        """Show an answer while it comes; return its end and the signal that stopped it."""
+    def _stream(self, request: GenerateRequest, heard: _Heard) -> None:
+        """Show an answer while it comes."""
         view = self.screen.view()
-        finished: Finished | None = None
-        with Interrupts() as interrupts, no_echo() as restore_echo:
-            answer = ask(request)
+        with Interrupts() as interrupts, no_echo() as restore_echo, closing(self.ask(request)) as answer:
             stopper = _Stopper(answer.cancel, interrupts, self.screen.say)
             try:
                 with interrupts.asking(stopper.ask, restore_echo):
                     for event in answer:
                         if isinstance(event, Piece):
-                            pieces.append(event)
+                            heard.pieces.append(event)
                             view.show(event)
                         elif isinstance(event, Finished):
-                            finished = event
-                            break
-            except Interrupted as interrupt:  # it came before the answer had begun
-                answer.cancel()
-                finished = answer.finish()
-                interrupts.signum = interrupt.signum
+                            heard.finished = event
+                            heard.signum = interrupts.signum
+                            return
             finally:
-                if pieces:
+                if heard.pieces:
                     view.end()
-            assert finished is not None, "an answer ends with Finished"
-            return finished, interrupts.signum
+        raise AssertionError("an answer ends with Finished")
 
-    def _tell_end(self, pieces: list[Piece], finished: Finished, *, is_kept: bool, is_anew: bool) -> None:
+    def _tell_end(self, heard: _Heard, *, is_kept: bool, is_anew: bool) -> None:
+        pieces, finished = heard.pieces, heard.finished
         if not is_kept:
             what = "the answer before stays" if is_anew else "the message is back in the input line"
             self.screen.say(f"(stopped before the first word: {what})")
+            return
+        if finished is None:
             return
         if not pieces:
             self.screen.say("(the answer is empty)")
@@ -106,15 +104,24 @@ class Answering:
         if (why := words.ending(self.chat, finished)) is not None:
             self.screen.say(f"({why})")
 
-    def _tell_error(self, error: EdgeNudgeError, *, is_kept: bool) -> None:
+    def _tell_error(self, error: EdgeNudgeError, *, is_kept: bool, is_anew: bool) -> None:
         if isinstance(error, ContextOverflowError):
-            self.screen.say(f"error: {words.overflow(error)}")
+            self.screen.say(f"error: {words.overflow(error, is_anew=is_anew)}")
             return
         self.screen.say(f"error: {error}")
         if isinstance(error, ServerLostError | NoServerError):
             self.screen.say("(/save FILE keeps the conversation; a new chat loads the pair itself, and /load goes on)")
         if is_kept:
             self.screen.say("(what there is of the answer stays in the conversation)")
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What came of an answer: the pieces shown, its end if it got there, the signal that stopped it."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    finished: Finished | None = None
+    signum: int | None = None
 
 
 class _Stopper:

@@ -1,11 +1,14 @@
-"""The terminal while an answer comes: keys typed then are not echoed into the answer, and Ctrl-C still is a signal.
+"""The terminal between two prompts: keys typed into an answer are not echoed, and a late Ctrl-C ends nothing.
 
-Owns the terminal's echo. Never reads a key: what was typed waits for the next prompt.
+Owns the terminal's echo, and Ctrl-C while neither a prompt nor an answer waits for it. Never reads a key: what was
+typed waits for the next prompt.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,3 +38,16 @@ def no_echo() -> Iterator[Callable[[], None]]:
         yield restore
     finally:
         restore()
+
+
+@contextmanager
+def late_ctrl_c_ignored() -> Iterator[None]:
+    """Let a Ctrl-C that comes just behind an answer do nothing; prompts and answers bring handlers of their own."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda signum, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

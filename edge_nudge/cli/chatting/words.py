@@ -75,11 +75,12 @@ def ending(chat: Chat, finished: Finished) -> str | None:
     return f"ended: {why[detail]}"
 
 
-def overflow(error: ContextOverflowError) -> str:
+def overflow(error: ContextOverflowError, *, is_anew: bool = False) -> str:
     """Say that a message has no room any more, and what to do."""
+    where = "the answer before stays" if is_anew else "the message is back in the input line"
     return (
         f"the conversation with this message is {error.n_prompt} tokens for the {error.model} model, its context is "
-        f"{error.n_ctx}. Nothing is lost, the message is back in the input line: {ROOM}"
+        f"{error.n_ctx}. Nothing is lost, {where}: {ROOM}"
     )
 
 
