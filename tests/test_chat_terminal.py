@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -284,10 +287,44 @@ def test_resizing_between_and_inside_answers(opened: Open) -> None:
     assert "word399" in shown
     note = next(line for line in shown.splitlines() if line.startswith("(base "))
     assert len(note) <= 50
+    talk.child.send("/x")
+    talk.wait("/x")
     talk.child.setwinsize(30, 120)
-    talk.wait("/help")  # the status line is drawn anew
-    assert "no command is called /x" in talk.say("/x")
+    talk.wait("/x")  # the input line is drawn anew
+    talk.child.send("\r")
+    talk.wait("no command is called /x")
+    talk.wait()
     talk.end()
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
+def test_the_status_line_is_under_the_prompt_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    tmux = ["tmux", "-f", "/dev/null", "-S", str(tmp_path / "tmux")]
+    words = [sys.executable, str(HERE / "cli_fakes.py"), "short", "0", "chat", *FILES]
+    folders = [f"EDGE_NUDGE_{name}_DIR={tmp_path / name.lower()}" for name in ("STATE", "CACHE", "RUNTIME")]
+
+    def screen(wanted: str) -> list[str]:
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            shown = subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, encoding="utf-8", check=False)
+            if wanted in shown.stdout:
+                return shown.stdout.rstrip("\n").split("\n")
+            time.sleep(0.05)
+        raise AssertionError(shown.stdout + shown.stderr)
+
+    subprocess.run([*tmux, "new-session", "-d", "-x", "90", "-y", "20", "env", *folders, *words], check=True)
+    try:
+        lines = screen("nudging 0 of 4096")
+        assert lines[-1] == "base+nudging · gamma 0.4 · context base 0 of 4096, nudging 0 of 4096 · /help"
+        subprocess.run([*tmux, "send-keys", "hi", "Enter"], check=True)
+        lines = screen("base ~")
+        assert [line for line in lines if "· /help" in line] == lines[-1:]
+        assert lines[2:6] == [
+            "> hi", "The sky is blue by day and", "black later.",
+            "(base 4, nudging 4 tokens (50% nudging): The · blue by day · black)",
+        ]  # fmt: skip
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)
 
 
 def test_completion_of_commands_and_settings(opened: Open) -> None:
@@ -338,7 +375,8 @@ def test_a_running_server_answers(opened: Open, start_server: Start, tmp_path: P
 def test_a_follow_up_reads_only_what_is_new(opened: Open, demo_paths: tuple[Path, Path]) -> None:
     base, nudging = map(str, demo_paths)
     program = ("-m", "edge_nudge.cli.main", "chat", "--no-server", "-m", base, "--nudge", nudging)
-    talk = opened("", "-n", "30", "-c", "1024", program=program)
+    talk = opened("", "-n", "12", "-t", "1", "-c", "1024", program=program)
+    talk.child.timeout = 300  # the machine may be busy
     talk.say("Name three large rivers.")
     talk.say("Which one is the longest?")
     stats = talk.say("/stats")
