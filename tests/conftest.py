@@ -26,7 +26,7 @@ settings.load_profile("edge-nudge")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the user's is used or changed: no cache, no pairs of their own, no running server."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("CACHE", "CONFIG", "RUNTIME"):
+        for name in ("CACHE", "CONFIG", "RUNTIME", "STATE"):
             patch.setenv(f"EDGE_NUDGE_{name}_DIR", str(tmp_path_factory.mktemp(name.lower()[:5])))
         yield
 

@@ -1,7 +1,7 @@
 """The program's own folders, hashes of files anywhere, and small files written whole.
 
-Owns where data, cache and configuration lie, and when a file has to be read again for its hash. Never fetches and
-never knows a pair.
+Owns where data, cache, configuration and state lie, and when a file has to be read again for its hash. Never fetches
+and never knows a pair.
 
 1. A hash is remembered with the size and modification time it was taken at; any change of these reads the file again.
 2. Nothing is written beside a file that is not ours: its stamp lies in the cache folder.
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_config_path, user_data_path
+from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
 
 from edge_nudge.errors import ModelFileError
 
@@ -49,6 +49,11 @@ def cache_dir() -> Path:
 def config_dir() -> Path:
     """Return the user's configuration folder, `EDGE_NUDGE_CONFIG_DIR` where that is set; it may not exist yet."""
     return _folder("EDGE_NUDGE_CONFIG_DIR") or user_config_path(_APP, appauthor=False)
+
+
+def state_dir() -> Path:
+    """Return the user's state folder, `EDGE_NUDGE_STATE_DIR` where that is set; it may not exist yet."""
+    return _folder("EDGE_NUDGE_STATE_DIR") or user_state_path(_APP, appauthor=False)
 
 
 def models_dir() -> Path:

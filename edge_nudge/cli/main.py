@@ -29,6 +29,7 @@ PROGRAM = "edge-nudge"
 CLOSED_PIPE = 141
 COMMANDS = {
     "run": "edge_nudge.cli.run:run",
+    "chat": "edge_nudge.cli.chat:chat",
     "serve": "edge_nudge.cli.serve:serve",
     "ps": "edge_nudge.cli.servers:ps",
     "stop": "edge_nudge.cli.servers:stop",

@@ -79,6 +79,17 @@ _FORMAT = click.option(
 )
 
 
+_LOOK = (
+    click.option(
+        "--color",
+        type=click.Choice(("auto", "always", "never")),
+        default="auto",
+        help="Colour the nudging model's words; default auto: on a terminal, without NO_COLOR.",
+    ),
+    click.option("-v", "--verbose", count=True, help="Show what happens on stderr; -vv: llama.cpp's lines too."),
+)
+
+
 def file_options(function: F) -> F:
     """Add what chooses a pair."""
     return _all(*_FILES)(function)
@@ -163,14 +174,13 @@ def output_options(function: F) -> F:
             help="Record the answer, its tokens and all native calls in FILE, for edge-nudge report.",
         ),
         click.option("--totals/--no-totals", default=None, help="Totals on stderr; default: where it is a terminal."),
-        click.option(
-            "--color",
-            type=click.Choice(("auto", "always", "never")),
-            default="auto",
-            help="Colour the nudging model's words; default auto: on a terminal, without NO_COLOR.",
-        ),
-        click.option("-v", "--verbose", count=True, help="Show what happens on stderr; -vv: llama.cpp's lines too."),
+        *_LOOK,
     )(function)
+
+
+def look_options(function: F) -> F:
+    """Add what decides how much is shown, and in which colour."""
+    return _all(*_LOOK)(function)
 
 
 def server_option(function: F) -> F:

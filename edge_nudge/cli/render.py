@@ -70,8 +70,12 @@ class AnswerView:
 
     def show(self, piece: Piece) -> None:
         """Write one piece."""
-        text = visible(piece.text) if self._is_shown else piece.text
-        self._write(self._painter(text, piece.author))
+        self.write(piece.text, piece.author)
+
+    def write(self, text: str, author: Role) -> None:
+        """Write a part of the answer by one author."""
+        text = visible(text) if self._is_shown else text
+        self._write(self._painter(text, author))
         self._last = text[-1:] or self._last
 
     def end(self, *, is_interrupted: bool = False) -> None:
