@@ -34,7 +34,9 @@ class PairSpec:
     @property
     def served_name(self) -> str:
         """The name by which a server serves it."""
-        return self.name or f"{self.base.stem}+{(self.nudging_adapter or self.nudging).stem}"
+        from edge_nudge.catalog.names import model_label
+
+        return self.name or f"{model_label(self.base)}+{model_label(self.nudging_adapter or self.nudging)}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request with the pair's own threshold where the paper's rule is used and none was given."""

@@ -49,6 +49,7 @@ def test_it_serves_and_stops(start: Start) -> None:
     assert about["loaded"] == {
         "base": os.path.abspath("base.gguf"), "nudging": os.path.abspath("nudging.gguf"), "base_prompt_format": "qa",
         "ctx_size": None, "threads": None, "base_gpu_layers": None, "nudge_gpu_layers": None,
+        "base_kv_type": None, "nudge_kv_type": None, "nudging_adapter": None,
     }  # fmt: skip
     server.send(signal.SIGTERM)
     assert server.end() == 0

@@ -157,9 +157,9 @@ def _follow_on_screen(
     def show(piece: Piece) -> None:
         nonlocal has_begun
         if not has_begun and painter.is_on and sys.stderr is not None:
-            # File names: what a file calls itself inside is often its parent's name.
-            names = Path(about.base.path).stem, Path(about.nudging.path).stem
-            streams.tell_as_is(legend(*names, Painter(sys.stderr, wants_color(values["color"], sys.stderr))))
+            # Not what a file calls itself inside: that is often its parent's name.
+            base, nudging = (model.label or Path(model.path).stem for model in (about.base, about.nudging))
+            streams.tell_as_is(legend(base, nudging, Painter(sys.stderr, wants_color(values["color"], sys.stderr))))
         has_begun = True
         view.show(piece)
 

@@ -26,7 +26,6 @@ import click
 from edge_nudge.cli import opening, options, streams
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
 from edge_nudge.cli.verbosity import show_log
-from edge_nudge.core.visible import one_line
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ def _loader(
         from edge_nudge.document import about_document, about_pair
 
         say = streams.tell if not has_loaded else _log.info  # anew after an idle time: nobody has asked for that line
-        say(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
+        say(f"loading {opening.loading_names(spec)}")
         pair = runtime.load_pair(spec, **settings)
         found = about_pair(pair)
         about["pair"] = about_document(found)
