@@ -64,7 +64,16 @@ def piece_document(piece: Piece) -> dict[str, Any]:
         "top_prob": finite(piece.top_prob),
         "reason": piece.reason.value,
         "n_tokens": piece.n_tokens,
+        "instead": _text(piece.instead),
     }
+
+
+def _text(data: bytes | None) -> str | None:
+    """Return bytes as text, None where they are none: a token may end within a character."""
+    try:
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def usage_document(usage: Usage) -> dict[str, int]:

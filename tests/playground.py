@@ -60,7 +60,7 @@ def chunk(delta: Mapping[str, Any], finish_reason: str | None = None, **more: An
 def piece(
     text: str, author: str = "base", top_prob: float | None = 0.83, reason: str = "confident", **more: Any
 ) -> bytes:
-    nudge = {"author": author, "top_prob": top_prob, "reason": reason, "n_tokens": 1}
+    nudge = {"author": author, "top_prob": top_prob, "reason": reason, "n_tokens": 1, "instead": None}
     return chunk({"content": text}, nudge=nudge, **more)
 
 

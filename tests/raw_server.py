@@ -40,7 +40,7 @@ TOKENS = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
 
 def piece(text: str, author: str, reason: str, top_prob: float | None = None, n_tokens: int = 1) -> dict[str, Any]:
-    nudge = {"author": author, "top_prob": top_prob, "reason": reason, "n_tokens": n_tokens}
+    nudge = {"author": author, "top_prob": top_prob, "reason": reason, "n_tokens": n_tokens, "instead": None}
     return chunk({"delta": {"content": text}, "finish_reason": None}, nudge=nudge)
 
 

@@ -139,7 +139,7 @@ EVALUATED = dict.fromkeys(("prompt", "own", "catch_up", "reevaluated", "verified
 MODEL = dict.fromkeys(("name", "label", "file", "path", "sha256", "n_ctx", "gpu_layers", "offload"))
 SCHEMA = {
     "text": None,
-    "pieces": [dict.fromkeys(("text", "author", "top_prob", "reason", "n_tokens"))],
+    "pieces": [dict.fromkeys(("text", "author", "top_prob", "reason", "n_tokens", "instead"))],
     "finish_reason": None,
     "finish_detail": None,
     "stop_string": None,

@@ -98,8 +98,10 @@ both = pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_is_the_events_of_a_pair(kind: str) -> None:
     *events, finished = collect(kind, "chat", "hi", where=mock(stream(*ANSWER)))
     assert events == [THE, TO_BASE, SKY]
-    base = ModelUsage(5, 2, 4, 3, 0.5, {Cause(name): n for name, n in TOTALS["evaluated"]["base"].items()}, 0)
-    nudging = ModelUsage(9, 1, 3, 4, 0.125, {Cause(name): n for name, n in TOTALS["evaluated"]["nudging"].items()}, 7)
+    base = ModelUsage(5, 2, 4, 3, 4, 0.5, 0.25, {Cause(name): n for name, n in TOTALS["evaluated"]["base"].items()}, 0)
+    nudging = ModelUsage(
+        9, 1, 3, 4, 2, 0.125, 0.0625, {Cause(name): n for name, n in TOTALS["evaluated"]["nudging"].items()}, 7
+    )
     usage = Usage(base, nudging, 2, 0.25, 1.5)
     assert finished == Finished(FinishReason.STOP, FinishDetail.STOP_STRING, usage, 7, "###")
 

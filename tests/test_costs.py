@@ -96,6 +96,14 @@ def test_a_slow_model_is_not_measured_for_long() -> None:
     assert backend.n_calls < 40
 
 
+def test_a_moment_of_load_leaves_the_smallest_sizes_in_the_curve() -> None:
+    """The first steps are quick, then each call takes a third of a second for a while."""
+    backend = fake()
+    curve = measure_quick(backend, clock=lambda: 0.01 * backend.n_calls + 0.3 * max(0, min(backend.n_calls, 25) - 2))
+    assert [cost.n_tokens for cost in curve.costs][:4] == [1, 2, 3, 4]
+    assert curve.exact >= 4
+
+
 def test_the_smaller_sizes_of_a_slow_model_are_measured() -> None:
     """Steps of 76 ms: a second would hold one size, and nothing would ever be evaluated ahead."""
     backend = Rounding(VOCABULARY, hashed_scores(VOCABULARY))

@@ -39,6 +39,16 @@ doc_to_choice: choices
 doc_to_target: gold
 metric_list: [{{metric: acc}}]
 """
+ROLLING = """
+task: tiny_rolling
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{query}}}}"
+metric_list: [{{metric: word_perplexity}}]
+"""
 WRITTEN = """
 task: tiny_written
 dataset_path: json
@@ -58,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = folder / "items.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     (folder / "tasks").mkdir()
-    for name, text in (("choice", CHOICE), ("written", WRITTEN)):
+    for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("written", WRITTEN)):
         (folder / "tasks" / f"{name}.yaml").write_text(text.format(data=data))
     return folder
 
@@ -115,6 +125,19 @@ def test_log_likelihoods_are_those_of_the_pair(folder: Path, server: Server, pai
             is_greedy = all(score.top[0][1] == score.logprob for score in scores)
             assert float(answer[0]) == pytest.approx(expected, abs=1e-3)
             assert answer[1] in (is_greedy, str(is_greedy))
+
+
+@needs_lm_eval
+def test_a_whole_text_scores_as_the_pair_scores_it(folder: Path, server: Server, pair: Pair) -> None:
+    lines = evaluate(folder, server, "local-completions", "/v1/completions", "tiny_rolling")
+    bos = pair.base.info.bos
+    assert bos is not None  # lm-eval puts it in front by itself
+    assert len(lines) == len(ITEMS)
+    for item, line in zip(ITEMS, lines, strict=True):
+        scores = pair.score([bos, *pair.base.tokenize(item["query"].encode())])[1:]
+        (answer,) = line["resps"]
+        value = answer[0] if isinstance(answer, list) else answer
+        assert float(value) == pytest.approx(sum(score.logprob or 0.0 for score in scores), abs=1e-3)
 
 
 @needs_lm_eval

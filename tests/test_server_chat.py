@@ -73,7 +73,13 @@ def test_a_stream_has_a_role_pieces_an_end_and_done() -> None:
     assert first["object"] == "chat.completion.chunk"
     assert not any("usage" in chunk for chunk in [first, *pieces, end])
     assert {chunk["nudge"]["author"] for chunk in pieces} == {"base", "nudging"}
-    assert pieces[0]["nudge"] == {"author": "nudging", "top_prob": None, "reason": "opening", "n_tokens": 1}
+    assert pieces[0]["nudge"] == {
+        "author": "nudging",
+        "top_prob": None,
+        "reason": "opening",
+        "n_tokens": 1,
+        "instead": None,
+    }
     assert sum(chunk["nudge"]["n_tokens"] for chunk in pieces) == 8
     assert end["nudge"]["handoffs"] == 6
     assert end["timings"]["predicted_n"] == 8

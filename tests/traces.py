@@ -83,7 +83,9 @@ model_totals = st.builds(
     n_written=counts,
     n_chars=counts,
     n_calls=counts,
+    n_asked=counts,
     native_s=times,
+    prompt_s=times,
     evaluated=evaluated,
     n_reused=counts,
 )
@@ -147,8 +149,8 @@ PAIR = {
 
 
 def _model_totals(**fields: Any) -> dict[str, Any]:
-    known = dict.fromkeys(("n_prompt", "n_written", "n_chars", "n_calls", "n_reused"), 0)
-    return {**known, "native_s": 0.5, "evaluated": {}, **fields}
+    known = dict.fromkeys(("n_prompt", "n_written", "n_chars", "n_calls", "n_asked", "n_reused"), 0)
+    return {**known, "native_s": 0.5, "prompt_s": 0.25, "evaluated": {}, **fields}
 
 
 def small_lines() -> list[dict[str, Any]]:

@@ -140,7 +140,8 @@ class Exchange:
 
     def _piece(self, text: str, nudge: Mapping[str, Any], tokens: tuple[TokenScore, ...]) -> list[Event]:
         author, reason = Role(nudge["author"]), HandoffReason(nudge["reason"])
-        piece = Piece(text, author, nudge["top_prob"], reason, nudge["n_tokens"], tokens)
+        instead = None if nudge["instead"] is None else nudge["instead"].encode()
+        piece = Piece(text, author, nudge["top_prob"], reason, nudge["n_tokens"], tokens, instead)
         handoff: list[Event] = []
         if self._author is None:
             self._usage.first_piece_s = self._clock() - self._started

@@ -151,7 +151,9 @@ class ModelTotals(_Part):
     n_written: Count
     n_chars: Count
     n_calls: Count
+    n_asked: Count
     native_s: Seconds
+    prompt_s: Seconds
     evaluated: dict[Cause, Count]
     n_reused: Count
 

@@ -12,7 +12,6 @@ Owns what is recorded and when. Never changes an answer: events pass through as 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from edge_nudge.core.events import Cause, Event, Finished, Handoff, ModelUsage, Piece, Role, TokenScore
 from edge_nudge.core.request import GenerateRequest
 from edge_nudge.core.session import NativeCall
+from edge_nudge.document import finite
 from edge_nudge.errors import EdgeNudgeError
 from edge_nudge.report.output import Kind, Output
 from edge_nudge.report.records import FORMAT, FORMAT_VERSION, TraceError
@@ -94,7 +94,7 @@ class TraceWriter:
             messages=[message.model_dump(mode="json") for message in request.messages],
             settings=_settings(request),
             pair={"name": about["name"], **models},
-            load_s=_finite(load_s),
+            load_s=finite(load_s),
             warnings=list(warnings),
         )
         self._has_begun = True
@@ -124,7 +124,7 @@ class TraceWriter:
                     at_s=self._now(),
                     text=event.text,
                     author=event.author.value,
-                    top_prob=_finite(event.top_prob),
+                    top_prob=finite(event.top_prob),
                     reason=event.reason.value,
                     n_tokens=event.n_tokens,
                     instead=None if event.instead is None else _spelled(event.instead),
@@ -136,7 +136,7 @@ class TraceWriter:
                     at_s=self._now(),
                     to=event.to.value,
                     reason=event.reason.value,
-                    top_prob=_finite(event.top_prob),
+                    top_prob=finite(event.top_prob),
                 )
             case Finished():
                 self._line(
@@ -149,7 +149,7 @@ class TraceWriter:
                     totals={
                         **{role.value: _model_totals(event.usage.of(role)) for role in Role},
                         "n_handoffs": event.usage.n_handoffs,
-                        "first_piece_s": _finite(event.usage.first_piece_s),
+                        "first_piece_s": finite(event.usage.first_piece_s),
                         "total_s": event.usage.total_s,
                     },
                 )
@@ -245,9 +245,9 @@ def _token(token: TokenScore) -> dict[str, Any]:
     return {
         **_spelled(token.data),
         "id": token.id,
-        "logprob": _finite(token.logprob),
+        "logprob": finite(token.logprob),
         **({"is_rest": True} if token.is_rest else {}),
-        "top": [{**_spelled(data), "logprob": _finite(logprob)} for data, logprob in token.top],
+        "top": [{**_spelled(data), "logprob": finite(logprob)} for data, logprob in token.top],
     }
 
 
@@ -264,11 +264,9 @@ def _model_totals(usage: ModelUsage) -> dict[str, Any]:
         "n_written": usage.n_written,
         "n_chars": usage.n_chars,
         "n_calls": usage.n_calls,
+        "n_asked": usage.n_asked,
         "native_s": usage.native_s,
+        "prompt_s": usage.prompt_s,
         "evaluated": {cause.value: n_tokens for cause, n_tokens in usage.evaluated.items()},
         "n_reused": usage.n_reused,
     }
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
