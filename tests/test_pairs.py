@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_nudge.catalog import store
-from edge_nudge.catalog.fields import HubSource, OllamaSource, PairManifest, parse_toml
+from edge_nudge.catalog.fields import DEFAULT_CTX, HubSource, OllamaSource, PairManifest, parse_toml
 from edge_nudge.catalog.manifest import known_pairs, list_manifests, load_manifest, user_pairs_dir
 from edge_nudge.cli import needs
 from edge_nudge.core.events import Role
@@ -90,7 +90,9 @@ def test_memory_is_weights_cache_buffers_and_vocabulary() -> None:
 @pytest.mark.parametrize("n_ctx", [512, 4096, 8192])
 def test_manifest_and_files_say_the_same_of_memory(demo_paths: tuple[Path, Path], n_ctx: int) -> None:
     pair = load_manifest("demo")
-    plan = needs.plan_of_files(dict(zip(Role, demo_paths, strict=True)), n_ctx=n_ctx)
+    paths = dict(zip(Role, demo_paths, strict=True))
+    plan = needs.plan_of_files(paths, n_ctx=n_ctx)
+    assert needs.plan_of_files(paths) == needs.plan_of_files(paths, n_ctx=DEFAULT_CTX)
     assert plan is not None
     assert pair.memory_bytes(n_ctx) == pytest.approx(needs.bytes_of(plan), rel=0.03)
     for role, model in store.models_of(pair):

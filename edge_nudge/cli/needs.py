@@ -14,21 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_nudge.catalog.fields import DEFAULT_CTX, PairManifest
-from edge_nudge.catalog.files import megabytes
-from edge_nudge.catalog.manifest import load_manifest
-from edge_nudge.catalog.store import Wanted, missing_models
 from edge_nudge.core.events import Role
 from edge_nudge.errors import EdgeNudgeError
 
 if TYPE_CHECKING:
+    from edge_nudge.catalog.fields import PairManifest
+    from edge_nudge.catalog.store import Wanted
     from edge_nudge.engine.fitting import Plan
     from edge_nudge.engine.gguf import GgufHeader
 
-_KV_TYPE = "f16"
+_CTX_SIZE, _KV_TYPE = 4096, "f16"  # catalog/fields.py, DEFAULT_CTX; --help imports no pydantic
 
 
-def plan_of_files(paths: Mapping[Role, Path | None], *, n_ctx: int = DEFAULT_CTX) -> Plan | None:
+def plan_of_files(paths: Mapping[Role, Path | None], *, n_ctx: int = _CTX_SIZE) -> Plan | None:
     """Return the plan for a pair's files on the CPU alone; None where one is missing or cannot be used."""
     from edge_nudge.engine.devices import Machine
     from edge_nudge.spec import PairSpec, plan_load
@@ -59,7 +57,7 @@ def bytes_of_file(header: GgufHeader) -> int:
     from edge_nudge.engine.fitting import plan_pair
 
     plan = plan_pair(
-        {Role.BASE: header}, ctx_size=DEFAULT_CTX, kv_types={Role.BASE: _KV_TYPE}, gpu_layers={Role.BASE: 0},
+        {Role.BASE: header}, ctx_size=_CTX_SIZE, kv_types={Role.BASE: _KV_TYPE}, gpu_layers={Role.BASE: 0},
         machine=Machine(None, None, None),
     )  # fmt: skip
     return bytes_of(plan, Role.BASE)
@@ -70,6 +68,9 @@ def not_here(values: Mapping[str, Any]) -> tuple[PairManifest, list[Wanted]] | N
 
     Raises InputError, ModelFileError.
     """
+    from edge_nudge.catalog.manifest import load_manifest
+    from edge_nudge.catalog.store import missing_models
+
     if any(values[name] is not None for name in ("base", "nudge", "nudge_lora")):
         return None
     manifest = load_manifest(values["pair"] or "demo")
@@ -79,6 +80,8 @@ def not_here(values: Mapping[str, Any]) -> tuple[PairManifest, list[Wanted]] | N
 
 def how_to_get(manifest: PairManifest, missing: list[Wanted]) -> str:
     """Say how the missing models are got, and how much that is."""
+    from edge_nudge.catalog.files import megabytes
+
     sizes = [wanted.download_bytes for wanted in missing]
     size = "" if None in sizes else f", {megabytes(sum(size or 0 for size in sizes))} to fetch"
     return f"'edge-nudge pull {manifest.name}' gets {'it' if len(missing) == 1 else 'them'}{size}"
