@@ -25,6 +25,7 @@ import click
 
 from edge_nudge.cli import opening, options, streams
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
+from edge_nudge.cli.names import complete_files
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.errors import InputError
 
@@ -68,7 +69,12 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @click.command(short_help="Serve the pair over a local socket.")
 @options.model_options
-@click.option("--socket", metavar="PATH", help="Unix socket; default: in the user's runtime directory.")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    shell_complete=complete_files,
+    help="Unix socket; default: in the user's runtime directory.",
+)
 @click.option(
     "--tcp",
     metavar="[HOST:PORT]",
@@ -79,6 +85,7 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--key-file",
     metavar="FILE",
+    shell_complete=complete_files,
     help=f"File with the key for TCP; default: ${KEY_VARIABLE}, else one is made.",
 )
 @click.option("--origin", multiple=True, metavar="URL", help="Web page origin that may use TCP; exact, repeatable.")
