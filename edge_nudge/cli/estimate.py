@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import needs, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.events import Role
 from edge_nudge.core.visible import visible
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from edge_nudge.runtime import PairSpec
 
 
-@click.command(short_help="Say how much memory a pair needs.")
+@click.command(cls=Configured, short_help="Say how much memory a pair needs.")
 @options.file_options
 @options.size_options
 @click.option("--measure", is_flag=True, help="Also load and use the pair in a process of its own; show its peak.")

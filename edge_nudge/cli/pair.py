@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import needs, opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.estimate import sizes
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal
@@ -52,7 +53,7 @@ def pair(context: click.Context) -> None:
         raise click.UsageError("which command? There is: check")
 
 
-@pair.command(short_help="Say whether two models work together, and why.")
+@pair.command(cls=Configured, short_help="Say whether two models work together, and why.")
 @options.model_options
 @click.option("--try", "is_tried", is_flag=True, help="Also load the pair and measure the nudging ratio of 3 answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_nudge.cli import places
+from edge_nudge.cli import configured, places
+from edge_nudge.errors import InputError
 
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 _PACKAGES = ("llama-cpp-python", "numpy", "pydantic", "click", "jinja2", "gguf", "psutil", "nvidia-ml-py")
@@ -261,6 +262,13 @@ def extras() -> Found:
 def settings() -> Found:
     rows = [(f"{folder.name} folder", str(folder.path), folder.source) for folder in places.folders()]
     rows += [(name, value, "environment") for name, value in places.variables().items()]
+    file = configured.config_path()
+    rows.append(("settings file", str(file), "there" if file.is_file() else "not there"))
+    try:
+        of_file = configured.read_settings({})
+        rows += [(setting.key, str(setting.value), setting.place) for setting in of_file.values()]
+    except InputError as error:
+        rows.append(("settings", "cannot be used", str(error)))
     lines = [f"{name}: {value} ({source})" for name, value, source in rows]
     return Found(lines, {name: {"value": value, "source": source} for name, value, source in rows})
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import attach, opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import AnswerView, Painter, is_terminal, legend, totals, wants_color
 from edge_nudge.cli.verbosity import show_log
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _ENDLESS_LINE = 1 << 30  # characters: no line of a file is broken
 
 
-@click.command(short_help="Answer one prompt.")
+@click.command(cls=Configured, short_help="Answer one prompt.")
 @click.argument("prompt", required=False)
 @options.model_options
 @options.request_options

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
 from edge_nudge.cli.names import complete_files
 from edge_nudge.cli.verbosity import show_log
@@ -67,7 +68,7 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
-@click.command(short_help="Serve the pair over a local socket.")
+@click.command(cls=Configured, short_help="Serve the pair over a local socket.")
 @options.model_options
 @click.option(
     "--socket",
