@@ -90,13 +90,18 @@ def usage_document(usage: Usage) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class ModelAbout:
-    """What a loaded model is; `gpu_layers` and `offload` are None where there is nothing to place."""
+    """What a loaded model is; `gpu_layers` and `offload` are None where there is nothing to place.
+
+    `label` is what people know the file by, `adapter` the path of a LoRA adapter over it.
+    """
 
     name: str
     path: str
     n_ctx: int
     gpu_layers: int | None
     offload: str | None
+    label: str = ""
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +124,22 @@ class PairAbout:
 def about_pair(pair: Pair) -> PairAbout:
     """Say what a pair is."""
     spec = pair.spec
-    base, nudging = _about_model(pair.base, spec.base), _about_model(pair.nudging, spec.nudging)
+    base = _about_model(pair.base, spec.base)
+    nudging = _about_model(pair.nudging, spec.nudging, spec.nudging_adapter)
     return PairAbout(
         spec.name, base, nudging, spec.base_prompt_format, tuple(pair.notes), pair.threads, dict(pair.defects)
     )
 
 
-def _about_model(backend: Backend, path: Path) -> ModelAbout:
+def _about_model(backend: Backend, path: Path, adapter: Path | None = None) -> ModelAbout:
+    from edge_nudge.catalog.names import model_label
+
     # Only a native backend has layers to place.
     layers, offload = getattr(backend, "n_gpu_layers", None), getattr(backend, "offload", None)
-    return ModelAbout(backend.info.name, str(path.expanduser().absolute()), backend.info.n_ctx, layers, offload)
+    path, n_ctx = path.expanduser().absolute(), backend.info.n_ctx
+    label = model_label(adapter or path, backend.info.name)
+    own = None if adapter is None else str(adapter.expanduser().absolute())
+    return ModelAbout(backend.info.name, str(path), n_ctx, layers, offload, label, own)
 
 
 def about_document(about: PairAbout) -> dict[str, Any]:
@@ -243,6 +254,7 @@ def _model(about: ModelAbout) -> dict[str, Any]:
     first, *more = _parts(Path(about.path))
     model = {
         "name": about.name,
+        "label": about.label or first.stem,
         "file": first.name,
         "path": str(first),
         "sha256": sha256_file(first),
@@ -250,6 +262,9 @@ def _model(about: ModelAbout) -> dict[str, Any]:
         "gpu_layers": about.gpu_layers,
         "offload": about.offload,
     }
+    if about.adapter is not None:
+        adapter = Path(about.adapter)
+        model["adapter"] = {"file": adapter.name, "path": str(adapter), "sha256": sha256_file(adapter)}
     if more:
         model["more_parts"] = [{"file": part.name, "sha256": sha256_file(part)} for part in more]
     return model

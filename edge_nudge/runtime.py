@@ -262,10 +262,11 @@ def find_pair(
     if adapter is not None:
         if base is None or nudging is not None or pair is not None:
             raise InputError("an adapter (--nudge-lora) goes with --base FILE, without --nudge and --pair")
+        from edge_nudge.catalog.names import locate_model
+
         text_format = base_prompt_format or DEFAULT_BASE_FORMAT
-        return PairSpec(
-            Path(base), Path(base), base_prompt_format=text_format, nudging_adapter=Path(adapter).expanduser()
-        )
+        file = locate_model(base, role="base")
+        return PairSpec(file, file, base_prompt_format=text_format, nudging_adapter=Path(adapter).expanduser())
     if (base is None) != (nudging is None):
         missing = "--base FILE" if base is None else "--nudge FILE"
         raise InputError(f"two models make a pair: {missing} is missing")

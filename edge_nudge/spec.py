@@ -14,6 +14,7 @@ from edge_nudge.core.events import Role
 from edge_nudge.core.request import GenerateRequest, Rule
 
 if TYPE_CHECKING:
+    from edge_nudge.engine.devices import Machine
     from edge_nudge.engine.fitting import Plan
 
 DEFAULT_BASE_FORMAT = "qa"
@@ -34,7 +35,9 @@ class PairSpec:
     @property
     def served_name(self) -> str:
         """The name by which a server serves it."""
-        return self.name or f"{self.base.stem}+{(self.nudging_adapter or self.nudging).stem}"
+        from edge_nudge.catalog.names import model_label
+
+        return self.name or f"{model_label(self.base)}+{model_label(self.nudging_adapter or self.nudging)}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
@@ -44,9 +47,14 @@ class PairSpec:
 
 
 def plan_load(
-    spec: PairSpec, *, ctx_size: int, kv_types: Mapping[Role, str], gpu_layers: Mapping[Role, int | None]
+    spec: PairSpec,
+    *,
+    ctx_size: int,
+    kv_types: Mapping[Role, str],
+    gpu_layers: Mapping[Role, int | None],
+    machine: Machine | None = None,
 ) -> Plan:
-    """Check the files of a pair and return how they would be loaded, and whether that fits.
+    """Check the files of a pair and return how they would be loaded, and whether that fits; None: on this machine.
 
     Raises ModelFileError, InputError.
     """
@@ -57,4 +65,6 @@ def plan_load(
     base = check_model_file(spec.base, role="base")
     adapter = check_adapter(spec.nudging_adapter, base) if spec.nudging_adapter else None
     headers = {Role.BASE: base, Role.NUDGING: base if adapter else check_model_file(spec.nudging, role="nudging")}
-    return plan_pair(headers, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers, adapter=adapter)
+    return plan_pair(
+        headers, ctx_size=ctx_size, kv_types=kv_types, gpu_layers=gpu_layers, adapter=adapter, machine=machine
+    )

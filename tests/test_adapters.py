@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +164,33 @@ def test_an_adapter_that_does_not_fit_the_weights_is_the_librarys_refusal(spec: 
     with pytest.raises(ModelFileError, match="cannot load this adapter"):
         load_pair(replace(spec, nudging_adapter=wrong), ctx_size=256, threads=1)
     assert check_model_file(spec.base, role="base").n_layers == 2
+
+
+def test_everything_that_names_the_pair_names_the_adapter(
+    spec: PairSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert spec.nudging_adapter is not None
+    sha256 = hashlib.sha256(spec.nudging_adapter.read_bytes()).hexdigest()
+    files = ("-m", str(spec.base), "--nudge-lora", str(spec.nudging_adapter), "-c", "256")
+    trace = tmp_path / "t.jsonl"
+    for invoke in invoker(monkeypatch, tmp_path):
+        ended = invoke("run", *files, "-n", "3", "--trace", str(trace), "--json", "hi", load=load_pair)
+        pair = json.loads(ended.out)["pair"]
+        named = {"file": "small.gguf", "path": str(spec.nudging_adapter), "sha256": sha256}
+        assert pair["nudging"]["adapter"] == named
+        assert (pair["nudging"]["label"], pair["base"]["label"]) == ("small", "base")
+        assert "adapter" not in pair["base"]
+        header = json.loads(trace.read_text().splitlines()[0])["pair"]["nudging"]
+        assert header["adapter"] == {"file": "small.gguf", "sha256": sha256}
+        invoke("report", str(trace))
+        page = trace.with_suffix(".html").read_text()
+        assert "base.gguf with small.gguf" in page
+        assert sha256 in page
+        bench = ("bench", *files, "-n", "2", "--trials", "1", "--prompt", "short")
+        assert f"with adapter small.gguf, sha256 {sha256}" in invoke(*bench, load=load_pair).out
+        shown = invoke("run", *files, "-n", "3", "hi", tty="out err", load=load_pair).err
+        assert "base model base · " in shown
+        assert "nudging model small" in shown
 
 
 def test_the_command_line_knows_adapters(spec: PairSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from edge_nudge.catalog import found, hub_cache, hub_fetch, ledger, store
 from edge_nudge.catalog.files import megabytes
 from edge_nudge.cli import pull as pull_command
 from edge_nudge.cli.main import commands
+from edge_nudge.engine.memory import PROGRAM_BYTES
 from edge_nudge.runtime import PairSpec
 
 REPO = "user/Tiny-GGUF"
@@ -224,10 +225,10 @@ def test_list_says_what_is_here_and_what_is_not(invoke: Invoke, server: HubServe
     write_pair(home, "own", tiny)
     rows = {line.split()[0]: line for line in invoke("list").out.splitlines() if line}
     assert re.match(r"own +in part +\? +\? +Pair own$", rows["own"])
-    assert re.match(r"demo +no +331 MB +1\.2 GB +Gemma 3 270M", rows["demo"])
+    assert re.match(r"demo +no +331 MB +790 MB +Gemma 3 270M", rows["demo"])
     invoke("pull", "own")
     ended = invoke("list")
-    assert re.search(r"^own +yes +- +\? +Pair own$", ended.out, re.MULTILINE)
+    assert re.search(r"^own +yes +- +[\d.]+ MB +Pair own$", ended.out, re.MULTILINE)
     assert re.search(rf"^{REPO}:Tiny\.Q4_K_M\.gguf +[\d.]+ [kM]B +own$", ended.out, re.MULTILINE)
     assert not re.search(r" $", ended.out, re.MULTILINE)
 
@@ -238,6 +239,8 @@ def test_list_as_json(invoke: Invoke, server: HubServer, tiny: bytes, home: Path
     document = json.loads(invoke("list", "--all", "--json").out)
     pairs = {pair["name"]: pair for pair in document["pairs"]}
     assert pairs["own"]["is_complete"]
+    assert (pairs["own"]["memory_from"], pairs["llama-3-8b"]["memory_from"]) == ("files", "manifest")
+    assert pairs["own"]["memory_bytes"] == pytest.approx(PROGRAM_BYTES, rel=0.1)  # all else is tiny
     assert pairs["own"]["place"] == str(home / "config" / "models" / "own.toml")
     assert pairs["own"]["base"]["source"]["repo"] == REPO
     assert Path(pairs["own"]["base"]["path"]).read_bytes() == tiny
@@ -297,6 +300,7 @@ def test_show_a_pair(invoke: Invoke) -> None:
         "Llama 3.2 Community License", "0 of 2 models; 'edge-nudge pull llama-3-8b' gets the rest", "arXiv 2606.11201",
     ):  # fmt: skip
         assert words in out
+    assert re.search(r"memory +about [\d.]+ GB .* by the manifest: the files are not all here", out)
     document = json.loads(invoke("show", "llama-3-8b", "--json").out)["pair"]
     assert document["base"]["sha256"] is None
     assert document["nudging"]["licence"]["name"] == "Llama 3.2 Community License"

@@ -136,7 +136,7 @@ def keys_of(value: Any) -> Any:
 
 
 EVALUATED = dict.fromkeys(("prompt", "own", "catch_up", "reevaluated", "verified", "wasted"))
-MODEL = dict.fromkeys(("name", "file", "path", "sha256", "n_ctx", "gpu_layers", "offload"))
+MODEL = dict.fromkeys(("name", "label", "file", "path", "sha256", "n_ctx", "gpu_layers", "offload"))
 SCHEMA = {
     "text": None,
     "pieces": [dict.fromkeys(("text", "author", "top_prob", "reason", "n_tokens", "instead"))],

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import platform
+import socket
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from cli_fakes import Invoke, invoker
 
+from edge_nudge import endpoint
 from edge_nudge.cli import doctor, probes
-from edge_nudge.engine import devices, native
+from edge_nudge.engine import devices, machine, native
 from edge_nudge.engine.devices import Gpu, GroupLimit, Machine
 
 pytestmark = pytest.mark.native
@@ -42,13 +47,14 @@ def test_every_probe_says_something(invoke: Invoke) -> None:
     assert "could not be found out" not in ended.out
     assert "llama.cpp " in ended.out
     assert "RPC: " in ended.out
-    assert "pairs: demo (not here)" in ended.out
+    assert "demo (not here)" in ended.out
 
 
 @pytest.mark.parametrize("how", [(), ("--json",)])
 def test_nothing_personal_is_shown(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...]) -> None:
     monkeypatch.setenv("EDGE_NUDGE_API_KEY", "swordfish")
     monkeypatch.setenv("EDGE_NUDGE_NOTE", "on attic-machine")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:swordfish@hub.example")
     out = invoke("doctor", *how).out
     for word in ("wilhelmina", "attic-machine", "swordfish"):
         assert word not in out
@@ -76,7 +82,7 @@ def test_a_probe_that_fails_says_so_and_ends_nothing(invoke: Invoke, monkeypatch
 
 def test_values_say_where_they_come_from(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     document = json.loads(invoke("doctor", "--json").out)
-    assert document["settings"]["data folder"]["source"] == "from EDGE_NUDGE_DATA_DIR"
+    assert document["settings"]["data folder"]["source"] == "EDGE_NUDGE_DATA_DIR"
     monkeypatch.delenv("EDGE_NUDGE_DATA_DIR")
     document = json.loads(invoke("doctor", "--json").out)
     assert document["settings"]["data folder"]["source"] == "default"
@@ -91,6 +97,82 @@ def test_limits_and_gpus_are_listed(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     assert "control group: memory.max 4.0 GiB, 1.0 GiB used" in out
     assert "room for models: 3.0 GiB (limited by the control group's memory.max)" in out
     assert "CUDA0: RTX 4060, 5.0 GiB of 8.0 GiB free" in out
+
+
+# --- stores, pairs, servers, extras
+
+
+def put_ollama(home: Path, *tags: str) -> None:
+    blobs = home / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"sha256-{'a' * 64}").write_bytes(b"x" * 3 * (1 << 20))
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'a' * 64}", "size": 1}
+    folder = home / "manifests" / "registry.ollama.ai" / "library" / "m"
+    folder.mkdir(parents=True)
+    for tag in tags:
+        (folder / tag).write_text(json.dumps({"layers": [layer]}))
+
+
+def test_stores_of_other_programs_are_counted_each_file_once(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    ollama = Path.home() / "ollama"
+    put_ollama(ollama, "1b", "latest")
+    monkeypatch.setenv("OLLAMA_MODELS", str(ollama))
+    monkeypatch.setenv("LLAMA_CACHE", str(Path.home() / "nowhere"))
+    out = invoke("doctor").out
+    assert "ollama: ~/ollama, 1 model file, 3 MiB" in out
+    assert "llama.cpp: ~/nowhere, not there" in out
+    document = json.loads(invoke("doctor", "--json").out)["stores"]["found"]
+    assert set(document) == {"hugging face", "ollama", "lm studio", "llama.cpp"}
+    assert document["ollama"] == {"paths": ["~/ollama"], "is_there": True, "n_files": 1, "bytes": 3 << 20}
+
+
+def test_pairs_of_the_user_and_what_is_wrong_with_them(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path.home() / "config"
+    monkeypatch.setenv("EDGE_NUDGE_CONFIG_DIR", str(config))
+    (config / "models").mkdir(parents=True)
+    (config / "models" / "bad.toml").write_text("gamma = 5")
+    (config / "models" / "good.toml").write_text('extends = "demo"\ngamma = 0.5\n')
+    out = invoke("doctor").out
+    assert "2 pairs of your own in ~/config/models" in out
+    assert "bad: ~/config/models/bad.toml: title: Field required" in out
+    document = json.loads(invoke("doctor", "--json").out)["pairs"]
+    assert document["own"]["good"] is None
+    assert (document["pairs"]["bad"], document["pairs"]["good"]) == ("broken", "not here")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")
+def test_servers_are_told_from_what_a_crash_left(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    monkeypatch.setenv("EDGE_NUDGE_RUNTIME_DIR", str(folder))
+    assert f"default socket: {folder}/edge-nudge.sock, not there" in invoke("doctor").out
+    path = endpoint.default_socket()
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        endpoint.write_endpoint(
+            endpoint.Endpoint(pid=os.getpid(), socket=str(path), key="swordfish", model="demo", started=time.time())
+        )
+        out = invoke("doctor").out
+        assert f"demo at {path}, process {os.getpid()}: running" in out
+        assert "edge-nudge.sock, somebody listens" in out
+        assert "swordfish" not in out + invoke("doctor", "--json").out
+    assert f"demo at {path}, process {os.getpid()}: left behind by a crash" in invoke("doctor").out
+    assert "edge-nudge.sock, nobody listens" in invoke("doctor").out
+
+
+def test_extras_are_those_of_the_package(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [
+        "numpy>=1.26", "lm-eval[api]>=0.4; extra == 'lm-eval'", 'there>=1 ; extra == "hub"', "ruff; extra == 'dev'",
+    ]  # fmt: skip
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: listed)
+    monkeypatch.setattr(machine, "package_version", lambda name: "2.0" if name == "there" else None)
+    out = invoke("doctor").out
+    assert "lm-eval: not installed: pip install 'edge-nudge[lm-eval]'" in out
+    assert "hub: installed (there 2.0)" in out
+    monkeypatch.undo()
+    assert {"hub", "metrics", "lm-eval"} <= set(probes.extras().data["extras"])
 
 
 # --- cards that are not used

@@ -14,7 +14,7 @@ from tiny_gguf import CHATML, write_tiny
 from edge_nudge import runtime
 from edge_nudge.bench import peak
 from edge_nudge.cli import options
-from edge_nudge.engine import fitting
+from edge_nudge.engine import devices, fitting
 from edge_nudge.engine.devices import GroupLimit, Machine
 from edge_nudge.engine.footprint import KV_BLOCKS
 from edge_nudge.errors import EngineError, NoRoomError
@@ -37,7 +37,8 @@ def tiny(tmp_path: Path) -> tuple[str, ...]:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
-    monkeypatch.setattr(fitting, "read_machine", lambda: machine)
+    for module in (fitting, devices):
+        monkeypatch.setattr(module, "read_machine", lambda: machine)
 
 
 def test_option_names_are_the_engines() -> None:
@@ -156,3 +157,75 @@ def test_the_estimate_of_the_demo_pair_is_within_a_tenth(
     plan = plan_load(spec, ctx_size=1024, kv_types=dict.fromkeys(Role, "f16"), gpu_layers=dict.fromkeys(Role, 0))
     needed = plan.estimate.rooms[0].needed_bytes
     assert needed == pytest.approx(peak.measure_peak(spec, {"ctx_size": 1024}), rel=0.10)
+
+
+# --- a pair that is not here
+
+
+@pytest.fixture
+def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No pair is on this machine, and whoever fetches fails the test."""
+    from edge_nudge.catalog import store
+
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be fetched")
+
+    monkeypatch.setenv("EDGE_NUDGE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("EDGE_NUDGE_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setattr(store, "fetch_missing", fetch)
+    monkeypatch.setattr(store, "_found_elsewhere", lambda *_: None)
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_a_pair_that_is_not_here_is_estimated_by_its_manifest(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on(monkeypatch, Machine(8 << 30, 4 << 30, 0))
+    ended = invoke("estimate", "--pair", "demo", "-c", "2048")
+    assert (ended.code, ended.err) == (0, "")
+    assert (
+        "From the manifest, because the files are not all here: 'edge-nudge pull demo' gets them, 331 MB" in ended.out
+    )
+    assert ended.out.endswith("It fits.\n")
+    document = json.loads(invoke("estimate", "-c", "2048", "--json").out)
+    assert (document["source"], document["missing"]) == ("manifest", ["base", "nudging"])
+    (device,) = document["devices"]
+    assert device["needed_bytes"] == sum(part["bytes"] for part in document["parts"])
+    f16 = {part["model"]: part["bytes"] for part in document["parts"] if part["what"] == "KV cache"}
+    smaller = json.loads(invoke("estimate", "-c", "2048", "--base-kv-type", "q8_0", "--json").out)
+    q8 = {part["model"]: part["bytes"] for part in smaller["parts"] if part["what"] == "KV cache"}
+    assert (q8["base"], q8["nudging"]) == (f16["base"] * 34 // 64, f16["nudging"])
+    assert not (tmp_path / "data").exists()
+    on(monkeypatch, Machine(1 << 30, 400 * MIB, 0))
+    assert invoke("estimate").code == NoRoomError.exit_code
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_what_a_manifest_cannot_say(invoke: Invoke, tmp_path: Path) -> None:
+    ended = invoke("estimate", "--measure")
+    assert ended.code == 4
+    assert "the demo pair is not here and cannot be measured: 'edge-nudge pull demo' gets them, 331 MB" in ended.error
+    pairs = tmp_path / "config" / "models"
+    pairs.mkdir(parents=True)
+    (pairs / "mine.toml").write_text(
+        'title = "Mine"\ngamma = 0.4\n[base]\nprompt_format = "qa"\nfile = "b.gguf"\n'
+        'source = { kind = "ollama", model = "b:1" }\n[nudging]\nfile = "n.gguf"\n'
+        'source = { kind = "ollama", model = "n:1" }\n'
+    )
+    ended = invoke("estimate", "--pair", "mine")
+    assert ended.code == 4
+    assert "its manifest does not say how large it is" in ended.error
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_pair_check_says_what_is_missing(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, Machine(8 << 30, 4 << 30, 0))
+    ended = invoke("pair", "check", "--pair", "demo", "--try")
+    assert (ended.code, ended.err) == (4, "")
+    lines = ended.out.splitlines()
+    assert lines[0] == "fault   missing file: base model: gemma-3-270m-q4_k_m.gguf is not on this machine"
+    assert "remedy: 'edge-nudge pull demo' gets them, 331 MB to fetch; then check again" in lines[2]
+    assert "needed by the manifest, 4.0 GiB free" in lines[3]
+    assert lines[-1] == "The pair is not here."
+    document = json.loads(invoke("pair", "check", "--json").out)
+    assert (document["verdict"], document["works"], document["tried"]) == ("is not here", False, None)

@@ -13,9 +13,10 @@ from tiny_gguf import CHATML, write_tiny
 from edge_nudge.catalog import found, hub_cache, store
 from edge_nudge.catalog.fields import parse_manifest
 from edge_nudge.catalog.kinds import kind_of
-from edge_nudge.catalog.names import locate_model
+from edge_nudge.catalog.names import locate_model, model_label
 from edge_nudge.engine.gguf import read_model_file
 from edge_nudge.errors import InputError, ModelFileError
+from edge_nudge.spec import PairSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -157,6 +158,19 @@ def test_ollama_names_lead_to_blobs(home: Path, tiny: bytes, name: str, written:
     blob = put_ollama(home, name, tiny)
     assert [file.name for file in found.ollama_files()] == [f"ollama:{written}"]
     assert locate_model(f"ollama:{name}") == blob
+
+
+def test_a_blob_is_called_by_the_name_of_its_model(home: Path, tiny: bytes, tmp_path: Path) -> None:
+    blob = put_ollama(home, "smollm2:135m", tiny)
+    assert model_label(blob) == "ollama:smollm2:135m"
+    assert PairSpec(tmp_path / "base.gguf", blob).served_name == "base+ollama:smollm2:135m"
+    stray = tmp_path / f"sha256-{'a' * 64}"  # a blob that no manifest names any more
+    stray.write_bytes(tiny)
+    assert model_label(stray) == (read_model_file(stray).name or stray.name)
+    assert model_label(stray, "Their \x1b name") == "Their \x1b name"
+    stray.write_bytes(b"no model")
+    assert model_label(stray) == stray.name
+    assert model_label(Path("sha256-abc.gguf")) == "sha256-abc"
 
 
 def test_an_ollama_name_without_a_tag_is_the_latest(home: Path, tiny: bytes) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from edge_nudge.catalog import store
-from edge_nudge.catalog.fields import HubSource, OllamaSource, PairManifest, parse_toml
+from edge_nudge.catalog.fields import DEFAULT_CTX, HubSource, OllamaSource, PairManifest, parse_toml
 from edge_nudge.catalog.manifest import known_pairs, list_manifests, load_manifest, user_pairs_dir
+from edge_nudge.cli import needs
+from edge_nudge.core.events import Role
 from edge_nudge.core.request import Message
 from edge_nudge.core.template import ChatTemplate, base_format, render_chat
+from edge_nudge.engine.memory import PROGRAM_BYTES
 from edge_nudge.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "models"
@@ -69,13 +72,31 @@ def test_one_file_is_described_alike_everywhere() -> None:
             assert seen.setdefault(model.file, about) == about
 
 
-def test_memory_is_weights_cache_and_scores() -> None:
+def test_memory_is_weights_cache_buffers_and_vocabulary() -> None:
     pair = load_manifest("demo")
     base = pair.base
     cache = 2 * 18 * 1 * 256 * 2 * 4096  # keys and values, layers, heads, width, float16, tokens
-    assert base.memory_bytes() == 253113024 + cache + 512 * 262144 * 4
-    assert base.memory_bytes(256) == 253113024 + cache // 16 + 256 * 262144 * 4
-    assert pair.memory_bytes() == (base.memory_bytes() or 0) + (pair.nudging.memory_bytes() or 0)
+    parts = base.memory_parts(4096, "f16")
+    assert parts is not None
+    assert (parts["weights"], parts["KV cache"]) == (253113024, cache)
+    assert base.memory_bytes() == sum(parts.values())
+    assert (base.memory_bytes() or 0) - (base.memory_bytes(256) or 0) == cache - cache // 16
+    assert (base.memory_bytes() or 0) - (base.memory_bytes(4096, "q8_0") or 0) == cache - cache * 34 // 64
+    both = (base.memory_bytes() or 0) + (pair.nudging.memory_bytes() or 0)
+    assert (pair.memory_bytes() or 0) - both == PROGRAM_BYTES
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("n_ctx", [512, 4096, 8192])
+def test_manifest_and_files_say_the_same_of_memory(demo_paths: tuple[Path, Path], n_ctx: int) -> None:
+    pair = load_manifest("demo")
+    paths = dict(zip(Role, demo_paths, strict=True))
+    plan = needs.plan_of_files(paths, n_ctx=n_ctx)
+    assert needs.plan_of_files(paths) == needs.plan_of_files(paths, n_ctx=DEFAULT_CTX)
+    assert plan is not None
+    assert pair.memory_bytes(n_ctx) == pytest.approx(needs.bytes_of(plan), rel=0.03)
+    for role, model in store.models_of(pair):
+        assert model.memory_bytes(n_ctx) == pytest.approx(needs.bytes_of(plan, role), rel=0.05)
 
 
 @pytest.mark.demo

@@ -28,8 +28,8 @@ _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DEFAULT_CTX = 4096  # tokens, of the memory that is named for a pair
-_UBATCH = 512  # tokens whose scores llama.cpp reserves room for
-_BYTES_PER_SCORE, _BYTES_PER_KV = 4, 2  # float32; the cache is float16
+# Buffers of the layers, of which a manifest says nothing: 512 rows of a layer grow about as the root of all weights.
+_BUFFER_PER_ROOT = 1500
 
 _Strict = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 _Line = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\r\n]+$")]
@@ -109,10 +109,18 @@ class Shape(BaseModel):
     head_dim: _Count
     n_vocab: _Count
 
-    def context_bytes(self, n_ctx: int) -> int:
-        """Return what a context of `n_ctx` tokens takes beside the weights: float16 cache and room for scores."""
-        cache = 2 * self.n_layers * self.n_kv_heads * self.head_dim * _BYTES_PER_KV * n_ctx
-        return cache + min(n_ctx, _UBATCH) * self.n_vocab * _BYTES_PER_SCORE
+    def cache_bytes(self, n_ctx: int, kv_type: str) -> int:
+        """Return what the cache of a context of `n_ctx` tokens takes."""
+        from edge_nudge.engine.footprint import KV_BLOCKS
+
+        n_values, n_bytes = KV_BLOCKS[kv_type]
+        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * n_ctx // n_values * n_bytes
+
+    def vocabulary_bytes(self) -> int:
+        """Return what the vocabulary takes: its tables, and the rows of scores, here and in the library."""
+        from edge_nudge.engine.footprint import N_ROWS, TOKEN_BYTES
+
+        return self.n_vocab * (TOKEN_BYTES + 2 * 4 * N_ROWS)
 
 
 class ModelEntry(BaseModel):
@@ -156,10 +164,25 @@ class ModelEntry(BaseModel):
         """The exact size, or about that; None where nothing is known."""
         return self.size_bytes or self.about_bytes
 
-    def memory_bytes(self, n_ctx: int = DEFAULT_CTX) -> int | None:
-        """Return about what the loaded model takes: weights, cache and scores. None where the manifest does not say."""
+    def memory_bytes(self, n_ctx: int = DEFAULT_CTX, kv_type: str = "f16") -> int | None:
+        """Return about what the loaded model takes on a CPU; None where the manifest does not say.
+
+        The same as engine/footprint.py says of the file, within a few percent, but without the file.
+        """
+        parts = self.memory_parts(n_ctx, kv_type)
+        return None if parts is None else sum(parts.values())
+
+    def memory_parts(self, n_ctx: int, kv_type: str) -> dict[str, int] | None:
+        """Return the same by what it is for."""
         weights = self.nominal_bytes
-        return weights + self.shape.context_bytes(n_ctx) if weights and self.shape else None
+        if weights is None or self.shape is None:
+            return None
+        return {
+            "weights": weights,
+            "KV cache": self.shape.cache_bytes(n_ctx, kv_type),
+            "compute buffers": int(_BUFFER_PER_ROOT * weights**0.5),
+            "vocabulary": self.shape.vocabulary_bytes(),
+        }
 
 
 class BaseModelEntry(ModelEntry):
@@ -204,9 +227,11 @@ class PairManifest(BaseModel):
         return self
 
     def memory_bytes(self, n_ctx: int = DEFAULT_CTX) -> int | None:
-        """Return about what both models take, loaded with a context of `n_ctx` tokens each."""
+        """Return about what both models and the program take, with a context of `n_ctx` tokens each."""
+        from edge_nudge.engine.memory import PROGRAM_BYTES
+
         base, nudging = self.base.memory_bytes(n_ctx), self.nudging.memory_bytes(n_ctx)
-        return None if base is None or nudging is None else base + nudging
+        return None if base is None or nudging is None else base + nudging + PROGRAM_BYTES
 
 
 def parse_toml(text: str, *, where: str) -> dict[str, Any]:

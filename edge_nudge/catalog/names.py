@@ -5,16 +5,20 @@ to get it.
 
 1. What exists as a path is a path, whatever else it looks like.
 2. A pair is no model: its name is refused with the option that takes it.
+3. A file whose name is a hash is called by the name its owner gives it, or by what it calls itself.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from edge_nudge.catalog import found, hub, hub_cache
 from edge_nudge.catalog.manifest import list_manifests
 from edge_nudge.errors import InputError, ModelFileError
+
+_BLOB = re.compile(r"sha256[-:][0-9a-f]{64}")
 
 
 def locate_model(text: str | Path, *, role: str = "") -> Path:
@@ -41,6 +45,26 @@ def locate_model(text: str | Path, *, role: str = "") -> Path:
     if text in list_manifests():
         raise InputError(f"{about} is a pair, not a model: use --pair {text}")
     return Path(text)
+
+
+def model_label(path: Path, own_name: str | None = None) -> str:
+    """Return what people know a model file by: its name without the ending; of Ollama's blobs, the name of the model.
+
+    `own_name` is what the file calls itself, if the caller knows. It comes from others: show it made visible.
+    """
+    if not _BLOB.fullmatch(path.name):
+        return path.stem
+    known = next((file.name for file in found.ollama_files() if file.path.name == path.name), None)
+    return known or own_name or _own_name(path) or path.name
+
+
+def _own_name(path: Path) -> str | None:
+    from edge_nudge.engine.gguf import read_model_file
+
+    try:
+        return read_model_file(path).name or None
+    except ModelFileError:  # whoever loads it says what is wrong
+        return None
 
 
 def cached_parts(name: hub.HubName) -> tuple[Path, ...]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import bench_options, opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal, wants_color
 from edge_nudge.cli.verbosity import show_log
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-@click.command(short_help="Measure a pair on this machine.")
+@click.command(cls=Configured, short_help="Measure a pair on this machine.")
 @options.model_options
 @bench_options.bench_options
 @click.pass_context

@@ -15,6 +15,7 @@ import click
 
 from edge_nudge.bench.prompts import FOLLOW_UP_NAME, PROMPTS
 from edge_nudge.cli import options
+from edge_nudge.cli.configured import is_typed
 from edge_nudge.core.events import Role
 from edge_nudge.errors import InputError
 
@@ -116,5 +117,6 @@ def urls_of(values: Mapping[str, Any]) -> dict[Role, str]:
 
 def _refuse(names: tuple[str, ...], values: Mapping[str, Any], context: click.Context, why: str) -> None:
     for param in context.command.params:
-        if param.name in names and values[param.name] not in (None, (), False):
+        is_set = values[str(param.name)] not in (None, (), False) if param.name in names else False
+        if is_set and is_typed(context, str(param.name)):  # a default of the user's is for other benchmarks
             raise InputError(f"{options.spelled(param, context)} has no meaning with {why}")

@@ -77,7 +77,11 @@ def _head(document: Document) -> Iterator[str]:
 def _head_of_pair(document: Document) -> Iterator[str]:
     for role in ("base", "nudging"):
         model = document["pair"][role]
-        yield f"{role:<9} {one_line(model['file'])}, context {model['n_ctx']}, sha256 {model['sha256']}"
+        # A blob of another program is called by its model's name.
+        name = model["file"] if model["file"].endswith(".gguf") else model["label"]
+        yield f"{role:<9} {one_line(name)}, context {model['n_ctx']}, sha256 {model['sha256']}"
+        if model.get("adapter"):
+            yield f"          with adapter {one_line(model['adapter']['file'])}, sha256 {model['adapter']['sha256']}"
         if model["offload"]:
             yield f"          {one_line(model['offload'])}"
     if "settings" in document:

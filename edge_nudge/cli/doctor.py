@@ -31,7 +31,7 @@ from edge_nudge.document import to_json
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", count=True, help="Show what happens on stderr; -vv: llama.cpp's lines too.")
 def doctor(paths: bool, as_json: bool, verbose: int) -> None:
-    """Show what was found on this machine: library, devices, threads, memory, stores, settings.
+    """Show what was found on this machine: library, devices, threads, memory, stores, servers, settings.
 
     The text can be copied into a bug report: the home folder is written ~, and names of user and machine are left out.
     """

@@ -4,7 +4,8 @@ Owns the order of things in this command and its JSON object. Never loads a mode
 
 1. The exit code is 0 where the pair fits and 6 where it does not, as `run` would end.
 2. The table goes to stdout: it is what was asked for.
-3. Ctrl-C leaves at once; a process that was being measured ends with this one.
+3. Nothing is fetched: of a pair that is not here the manifest says about how much it needs, and that is said.
+4. Ctrl-C leaves at once; a process that was being measured ends with this one.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_nudge.cli import options, streams
+from edge_nudge.cli import needs, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.events import Role
 from edge_nudge.core.visible import visible
 from edge_nudge.document import to_json
-from edge_nudge.errors import InputError, NoRoomError
+from edge_nudge.errors import FetchError, InputError, NoRoomError
 
 if TYPE_CHECKING:
+    from edge_nudge.catalog.fields import PairManifest
+    from edge_nudge.catalog.store import Wanted
     from edge_nudge.engine.fitting import Plan
     from edge_nudge.runtime import PairSpec
 
 
-@click.command(short_help="Say how much memory a pair needs.")
+@click.command(cls=Configured, short_help="Say how much memory a pair needs.")
 @options.file_options
 @options.size_options
 @click.option("--measure", is_flag=True, help="Also load and use the pair in a process of its own; show its peak.")
@@ -38,12 +42,25 @@ def estimate(context: click.Context, /, **values: Any) -> None:
 
     Both models are counted together, for each device: weights, caches at the real context, compute buffers, rows of
     scores, vocabularies. The context is never more than a model was trained for. Where the pair does not fit, settings
-    with which it does are proposed, and the exit code is 6. Nothing is loaded, and a pair that is not there yet is
-    fetched.
+    with which it does are proposed. Nothing is loaded or fetched: for a pair that is not here the figures are about
+    right, from its manifest, for a CPU.
+
+    \b
+    Exit codes:
+      0  the pair fits
+      6  it does not fit
+      4  it is not here, and its manifest does not say how large it is; or --measure, and it is not here
+
+    \b
+    Example: edge-nudge estimate --pair llama-3-8b -c 8192
     """
     show_log(values["verbose"])
     options.check_text(context)
     try:
+        absent = needs.not_here(values)
+        if absent is not None:
+            _tell_absent(context, *absent, values)
+            return
         spec, plan = _plan(values)
     except InputError as error:
         raise options.in_users_terms(error, context) from None
@@ -76,6 +93,27 @@ def _plan(values: Mapping[str, Any]) -> tuple[PairSpec, Plan]:
         values["pair"], base=values["base"], nudging=values["nudge"], adapter=values["nudge_lora"], say=streams.tell
     )
     return spec, plan_load(spec, **sizes(values))
+
+
+def _tell_absent(
+    context: click.Context, manifest: PairManifest, missing: list[Wanted], values: Mapping[str, Any]
+) -> None:
+    """Print what the manifest says of a pair that is not here."""
+    from edge_nudge.cli import absent
+
+    remedy = needs.how_to_get(manifest, missing)
+    if values["measure"]:
+        raise FetchError(f"the {manifest.name} pair is not here and cannot be measured: {remedy}")
+    asked = sizes(values)
+    found = absent.estimate_of(manifest, asked["ctx_size"], asked["kv_types"])
+    if found is None:
+        raise FetchError(
+            f"the {manifest.name} pair is not here, and its manifest does not say how large it is: {remedy}"
+        )
+    document = found.document([wanted.role for wanted in missing])
+    streams.write_out(to_json(document) + "\n" if values["as_json"] else found.text(remedy))
+    if not found.fits:
+        context.exit(NoRoomError.exit_code)
 
 
 def _measured(spec: PairSpec, values: Mapping[str, Any]) -> int:
@@ -120,6 +158,8 @@ def estimate_document(plan: Plan) -> dict[str, Any]:
     }
     return {
         "fits": found.fits,
+        "source": "files",
+        "missing": [],
         "models": models,
         "parts": [
             {"model": part.role and part.role.value, "device": part.device, "what": part.what, "bytes": part.n_bytes}

@@ -15,6 +15,7 @@ from edge_nudge.catalog.fields import ModelEntry, PairManifest
 from edge_nudge.catalog.files import megabytes, models_dir
 from edge_nudge.catalog.manifest import KnownPair, known_pairs, list_manifests, load_manifest
 from edge_nudge.catalog.names import locate_model
+from edge_nudge.cli import needs
 from edge_nudge.core.events import Role
 from edge_nudge.errors import InputError, ModelFileError
 
@@ -69,7 +70,8 @@ def _pair(pair: KnownPair) -> dict[str, Any]:
         "name": pair.name,
         "place": None if pair.place is None else str(pair.place),
         "fault": pair.fault,
-        "title": None, "is_complete": False, "n_here": 0, "fetch_bytes": None, "memory_bytes": None, "gamma": None,
+        "title": None, "is_complete": False, "n_here": 0, "fetch_bytes": None,
+        "memory_bytes": None, "memory_from": None, "gamma": None,
     }  # fmt: skip
     if pair.manifest is None:
         return document
@@ -83,7 +85,7 @@ def _pair(pair: KnownPair) -> dict[str, Any]:
         "is_complete": not missing,
         "n_here": 2 - len(missing),
         "fetch_bytes": None if None in sizes else sum(size or 0 for size in sizes),
-        "memory_bytes": manifest.memory_bytes(),
+        **_memory(manifest, paths),
         **{role.value: _model(model, paths[role]) for role, model in store.models_of(manifest)},
     }
 
@@ -103,12 +105,13 @@ def _model(model: ModelEntry, path: Path | None) -> dict[str, Any]:
 def _full_pair(manifest: PairManifest) -> dict[str, Any]:
     place = next((pair.place for pair in known_pairs() if pair.name == manifest.name), None)
     document = _pair(KnownPair(manifest.name, manifest, place))
+    plan = needs.plan_of_files(_paths(manifest))
     document["figures"] = None if manifest.figures is None else manifest.figures.model_dump()
     for role, model in store.models_of(manifest):
         document[role.value] |= {
             "licence": None if model.licence is None else model.licence.model_dump(),
             "verified": model.verified,
-            "memory_bytes": model.memory_bytes(),
+            "memory_bytes": model.memory_bytes() if plan is None else needs.bytes_of(plan, role),
         }
     document["base"]["prompt_format"] = manifest.base.prompt_format
     document["nudging"]["has_own_template"] = manifest.nudging.chat_template is not None
@@ -123,7 +126,7 @@ def _pair_facts(pair: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("title", pair["title"]),
         ("manifest", pair["place"] or "shipped with edge-nudge"),
         ("here", _here_text(pair)),
-        ("memory", f"about {size_text(pair['memory_bytes'], is_rounded=True)}, with a context of 4096 tokens each"),
+        ("memory", _memory_text(pair)),
         ("gamma", f"{pair['gamma']:g}"),
         ("figures", figures.get("summary", "none published")),
         ("from", figures.get("source")),
@@ -147,6 +150,22 @@ def _pair_facts(pair: dict[str, Any]) -> list[tuple[str, str | None]]:
             lines.append(("  template", "of the manifest" if model["has_own_template"] else "of the file"))
             lines.append(("  thinking", "switched off" if model["thinking"] == "off" else "has none"))
     return lines
+
+
+def _memory(manifest: PairManifest, paths: dict[Role, Path | None]) -> dict[str, Any]:
+    plan = needs.plan_of_files(paths)
+    if plan is not None:
+        return {"memory_bytes": needs.bytes_of(plan), "memory_from": "files"}
+    n_bytes = manifest.memory_bytes()
+    return {"memory_bytes": n_bytes, "memory_from": None if n_bytes is None else "manifest"}
+
+
+def _memory_text(pair: dict[str, Any]) -> str:
+    if pair["memory_from"] is None:
+        return "not known before the files are here"
+    where = "the files" if pair["memory_from"] == "files" else "the manifest: the files are not all here"
+    size = size_text(pair["memory_bytes"], is_rounded=True)
+    return f"about {size} with a context of 4096 tokens each, by {where}"
 
 
 def _here_text(pair: dict[str, Any]) -> str:
@@ -221,6 +240,7 @@ def _file(name: str) -> dict[str, Any]:
         "kind": kind.kind,
         "why": kind.why,
         "unusable": why_unusable(header),
+        "memory_bytes": None if why_unusable(header) else needs.bytes_of_file(header),
     }
 
 
@@ -237,11 +257,18 @@ def _file_facts(file: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("context", f"trained for {file['n_ctx_train']} tokens" if file["n_ctx_train"] else None),
         ("layers", None if file["n_layers"] is None else str(file["n_layers"])),
         ("vocabulary", None if file["n_vocab"] is None else f"{file['n_vocab']} tokens"),
+        ("memory", _file_memory_text(file["memory_bytes"])),
         ("licence", None if licence is None else str(licence)),
         ("template", _template_text(file)),
         ("kind", f"{file['kind']}: {file['why']}"),
         ("use", f"cannot be used: it {file['unusable']}" if file["unusable"] else _use_text(file)),
     ]
+
+
+def _file_memory_text(n_bytes: int | None) -> str | None:
+    if n_bytes is None:
+        return None
+    return f"about {size_text(n_bytes, is_rounded=True)} with a context of 4096 tokens, without the other model"
 
 
 def _template_text(file: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ COMMANDS = {
     "bench": "edge_nudge.cli.bench:bench",
     "estimate": "edge_nudge.cli.estimate:estimate",
     "pair": "edge_nudge.cli.pair:pair",
+    "config": "edge_nudge.cli.config:config",
     "doctor": "edge_nudge.cli.doctor:doctor",
 }
 _COMPLETE = "_EDGE_NUDGE_COMPLETE"
@@ -65,6 +66,7 @@ Shell completion: eval "$(_EDGE_NUDGE_COMPLETE=bash_source edge-nudge)"
 
 def _show_help(context: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
+        context.default_map = None  # help says what holds where nothing is set, and needs no file of the user's
         streams.write_out(context.get_help() + "\n")
         context.exit()
 

@@ -18,7 +18,7 @@ import click
 from edge_nudge.cli import streams
 from edge_nudge.cli.columns import facts, table
 from edge_nudge.cli.interrupts import Interrupts
-from edge_nudge.cli.names import complete_pairs
+from edge_nudge.cli.names import complete_fetched, complete_pairs_or_files
 from edge_nudge.cli.render import is_terminal
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.core.visible import one_line
@@ -60,7 +60,7 @@ def list_models(is_all: bool, as_json: bool, verbose: int) -> None:
 
 
 @click.command(short_help="What a pair or a model file is.")
-@click.argument("name", metavar="NAME|FILE", shell_complete=complete_pairs)
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete_pairs_or_files)
 @_JSON
 @_VERBOSE
 def show(name: str, as_json: bool, verbose: int) -> None:
@@ -81,7 +81,7 @@ def show(name: str, as_json: bool, verbose: int) -> None:
 
 
 @click.command("rm", short_help="Remove models that edge-nudge fetched.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_pairs)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_fetched)
 @click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 @_JSON
 @_VERBOSE

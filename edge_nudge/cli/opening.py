@@ -108,6 +108,15 @@ def _load_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "fit_check": False} if values["no_fit_check"] else given
 
 
+def loading_names(spec: PairSpec) -> str:
+    """Say what is being loaded."""
+    from edge_nudge.catalog.names import model_label
+
+    paths = spec.base, spec.nudging_adapter or spec.nudging
+    names = (path.name if path.suffix else model_label(path) for path in paths)
+    return " and ".join(map(one_line, names))
+
+
 @contextmanager
 def loading(spec: PairSpec, values: Mapping[str, Any], interrupts: Interrupts) -> Iterator[None]:
     """Say on a terminal that models are being loaded, and take it away again."""
@@ -119,6 +128,6 @@ def loading(spec: PairSpec, values: Mapping[str, Any], interrupts: Interrupts) -
     from rich.text import Text
 
     console = Console(stderr=True, no_color=not wants_color(values["color"], sys.stderr))
-    what = Text(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
+    what = Text(f"loading {loading_names(spec)}")
     with console.status(what) as status, interrupts.at_once(status.stop):
         yield

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edge_nudge.cli.names import complete_files, complete_models, complete_pairs
 from edge_nudge.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,10 +53,31 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 _FILES = (
-    click.option("-m", "--base", metavar="FILE", help="Base model, a GGUF file."),
-    click.option("--nudge", metavar="FILE", help="Nudging model, a GGUF file with a chat template."),
-    click.option("--nudge-lora", metavar="FILE", help="LoRA adapter: the base model with it is the nudging model."),
-    click.option("--pair", metavar="NAME", help="A named pair instead of two files; default demo."),
+    click.option(
+        "-m",
+        "--base",
+        metavar="MODEL",
+        shell_complete=complete_models,
+        help="Base model: a GGUF file, user/repo:QUANT, or ollama:name:tag.",
+    ),
+    click.option(
+        "--nudge",
+        metavar="MODEL",
+        shell_complete=complete_models,
+        help="Nudging model, with a chat template: likewise.",
+    ),
+    click.option(
+        "--nudge-lora",
+        metavar="FILE",
+        shell_complete=complete_files,
+        help="LoRA adapter: the base model with it is the nudging model.",
+    ),
+    click.option(
+        "--pair",
+        metavar="NAME",
+        shell_complete=complete_pairs,
+        help="A named pair instead of two models; default demo.",
+    ),
 )
 _LAYERS: dict[str, Any] = {"callback": _layers, "metavar": "N|auto", "default": "auto"}
 _KV_TYPE: dict[str, Any] = {"type": click.Choice(KV_TYPES), "metavar": "TYPE"}
@@ -171,6 +193,7 @@ def output_options(function: F) -> F:
         click.option(
             "--trace",
             metavar="FILE",
+            shell_complete=complete_files,
             help="Record the answer, its tokens and all native calls in FILE, for edge-nudge report.",
         ),
         click.option("--totals/--no-totals", default=None, help="Totals on stderr; default: where it is a terminal."),
@@ -202,7 +225,7 @@ def check_text(context: click.Context) -> None:
         value = context.params.get(param.name or "")
         for text in value if isinstance(value, tuple) else (value,):
             # A file's name may be any bytes.
-            if isinstance(text, str) and param.metavar != "FILE" and not _is_text(text):
+            if isinstance(text, str) and param.metavar not in ("FILE", "MODEL") and not _is_text(text):
                 raise InputError(f"{spelled(param, context)} is not UTF-8: convert it first")
 
 

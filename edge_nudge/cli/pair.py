@@ -3,7 +3,8 @@
 Owns the order of things in this command, the verdict, its exit code and its JSON object. Never judges a model: that is
 done in engine/pairing.py.
 
-1. The exit code is 0 where the pair works, 5 where it works with warnings, 1 where it does not.
+1. The exit code is 0 where the pair works, 5 where it works with warnings, 1 where it does not, 4 where a model of it
+   is not here: nothing is fetched, and a finding says how to get it.
 2. A file that cannot be used is a finding like others: the other file is still looked at.
 3. Weights are loaded only with --try, and only where nothing speaks against it.
 """
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_nudge.cli import opening, options, streams
+from edge_nudge.cli import needs, opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.estimate import sizes
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal
@@ -30,12 +32,15 @@ from edge_nudge.document import to_json
 from edge_nudge.errors import EdgeNudgeError, InputError
 
 if TYPE_CHECKING:
+    from edge_nudge.catalog.fields import PairManifest
+    from edge_nudge.catalog.store import Wanted
     from edge_nudge.engine.gguf import GgufHeader
     from edge_nudge.engine.pairing import Finding
     from edge_nudge.runtime import PairSpec
 
-WORKS, WARNS, FAILS = 0, 5, 1
-_VERDICTS = {WORKS: "works", WARNS: "works, with warnings", FAILS: "does not work"}
+WORKS, WARNS, FAILS, ABSENT = 0, 5, 1, 4
+_VERDICTS = {WORKS: "works", WARNS: "works, with warnings", FAILS: "does not work", ABSENT: "is not here"}
+_MISSING = "missing file"
 TRIED = ("What is photosynthesis?", "Write a short poem about the sea.", "How do I boil an egg? Give me the steps.")
 N_TRIED = 60  # tokens of each answer
 
@@ -48,7 +53,7 @@ def pair(context: click.Context) -> None:
         raise click.UsageError("which command? There is: check")
 
 
-@pair.command(short_help="Say whether two models work together, and why.")
+@pair.command(cls=Configured, short_help="Say whether two models work together, and why.")
 @options.model_options
 @click.option("--try", "is_tried", is_flag=True, help="Also load the pair and measure the nudging ratio of 3 answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -65,6 +70,10 @@ def check(context: click.Context, /, **values: Any) -> None:
       0  the pair works
       5  it works, with warnings
       1  it does not work
+      4  a model of it is not on this machine; nothing is fetched
+
+    \b
+    Example: edge-nudge pair check -m base.gguf --nudge ollama:smollm2:135m --try
     """
     show_log(values["verbose"])
     options.check_text(context)
@@ -81,6 +90,8 @@ def check(context: click.Context, /, **values: Any) -> None:
 def verdict(findings: Sequence[Finding]) -> int:
     """Return the exit code."""
     levels = {finding.level for finding in findings}
+    if any(finding.topic == _MISSING for finding in findings):
+        return ABSENT
     return FAILS if "fault" in levels else WARNS if "warning" in levels else WORKS
 
 
@@ -91,6 +102,10 @@ def _check(
 
     layers = values["base_gpu_layers"], values["nudge_gpu_layers"]
     runtime.check_load_settings(values["ctx_size"], values["threads"], *layers)
+    with interrupts.at_once():  # large files are read for their hashes, once
+        absent = needs.not_here(values)
+    if absent is not None:
+        return _missing(*absent, values), None
     spec = runtime.find_pair(
         values["pair"], base=values["base"], nudging=values["nudge"], adapter=values["nudge_lora"],
         base_prompt_format=values["base_prompt_format"], say=streams.tell,
@@ -102,6 +117,26 @@ def _check(
         tried, more = _try(context, values, interrupts)
         findings.append(more)
     return findings, tried
+
+
+def _missing(manifest: PairManifest, missing: list[Wanted], values: Mapping[str, Any]) -> list[Finding]:
+    """Say what is not here, how it is got, and about how much memory the pair will need."""
+    from edge_nudge.cli.absent import estimate_of
+    from edge_nudge.engine.memory import mebibytes
+    from edge_nudge.engine.pairing import Finding
+
+    remedy = needs.how_to_get(manifest, missing)
+    findings = [
+        Finding("fault", _MISSING, wanted.role, f"{wanted.model.file} is not on this machine") for wanted in missing
+    ]
+    findings.append(Finding("note", "remedy", None, f"{remedy}; then check again"))
+    asked = sizes(values)
+    found = estimate_of(manifest, asked["ctx_size"], asked["kv_types"])
+    if found is not None:
+        free = "unknown" if found.room_bytes is None else mebibytes(found.room_bytes)
+        text = f"about {mebibytes(found.needed_bytes)} needed by the manifest, {free} free"
+        findings.append(Finding("ok" if found.fits else "warning", "memory", None, text))
+    return findings
 
 
 def _about(spec: PairSpec, values: Mapping[str, Any]) -> list[Finding]:
@@ -197,7 +232,7 @@ def _text(findings: Sequence[Finding], code: int) -> str:
 def _json(findings: Sequence[Finding], tried: Mapping[str, Any] | None, code: int) -> str:
     document = {
         "verdict": _VERDICTS[code],
-        "works": code != FAILS,
+        "works": code in (WORKS, WARNS),
         "findings": [
             {"level": f.level, "topic": f.topic, "model": f.model and f.model.value, "text": f.text} for f in findings
         ],

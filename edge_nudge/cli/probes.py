@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from edge_nudge.cli import configured, places
+from edge_nudge.errors import InputError
+
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
-_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _PACKAGES = ("llama-cpp-python", "numpy", "pydantic", "click", "jinja2", "gguf", "psutil", "nvidia-ml-py")
 
 
@@ -151,36 +155,126 @@ def memory() -> Found:
 
 
 def stores() -> Found:
-    from edge_nudge.catalog.manifest import list_manifests, load_manifest
-    from edge_nudge.catalog.store import find_pair, models_dir
+    from edge_nudge.catalog.store import models_dir
     from edge_nudge.engine.memory import mebibytes
 
     home = models_dir()
     files = {path.name: path.stat().st_size for path in sorted(home.glob("*.gguf"))}
-    present = {name: find_pair(load_manifest(name)) is not None for name in list_manifests()}
     lines = [
-        f"own: {home}, {len(files)} model files, {mebibytes(sum(files.values()))}",
+        f"own: {home}, {_counted(len(files), 'model file')}, {mebibytes(sum(files.values()))}",
         *(f"  {name}, {mebibytes(n_bytes)}" for name, n_bytes in files.items()),
-        "pairs: " + ", ".join(f"{name} ({'complete' if there else 'not here'})" for name, there in present.items()),
     ]
-    return Found(lines, {"own": {"path": str(home), "files": files}, "pairs": present})
+    others = {}
+    for name, folders, sizes in _other_stores():
+        is_there = any(os.path.isdir(folder) for folder in folders)
+        others[name] = {
+            "paths": [str(folder) for folder in folders],
+            "is_there": is_there,
+            "n_files": len(sizes),
+            "bytes": sum(sizes),
+        }
+        held = f"{_counted(len(sizes), 'model file')}, {mebibytes(sum(sizes))}" if is_there else "not there"
+        lines.append(f"{name}: {', '.join(map(str, folders))}, {held}")
+    return Found(lines, {"own": {"path": str(home), "files": files}, "found": others})
+
+
+def _other_stores() -> Iterator[tuple[str, Sequence[Path], list[int]]]:
+    """Yield each store of other programs: its folders, and the sizes of its files, each blob once."""
+    from edge_nudge.catalog import found, hub_cache
+
+    for name, folders, files in (
+        ("hugging face", (hub_cache.hub_cache_dir(),), found.hub_files),
+        ("ollama", (found.ollama_dir(),), found.ollama_files),
+        ("lm studio", found.lm_studio_dirs(), found.lm_studio_files),
+        ("llama.cpp", (found.llama_cpp_dir(),), found.llama_cpp_files),
+    ):
+        yield name, folders, list({os.path.realpath(file.path): file.size_bytes for file in files()}.values())
+
+
+def pairs() -> Found:
+    from edge_nudge.catalog.manifest import known_pairs, user_pairs_dir
+    from edge_nudge.catalog.store import find_pair
+
+    known = known_pairs()
+    state = {
+        pair.name: "broken" if pair.manifest is None else "complete" if find_pair(pair.manifest) else "not here"
+        for pair in known
+    }
+    own = [pair for pair in known if pair.place is not None]
+    lines = [
+        ", ".join(f"{name} ({what})" for name, what in state.items()),
+        f"{_counted(len(own), 'pair')} of your own in {user_pairs_dir()}",
+        *(f"  {pair.name}: {pair.fault}" for pair in own if pair.fault),
+    ]
+    return Found(lines, {"pairs": state, "own": {pair.name: pair.fault for pair in own}})
+
+
+def servers() -> Found:
+    from edge_nudge.endpoint import default_socket, has_unix_sockets, is_running, read_endpoints
+
+    lines, data = [], []
+    for endpoint in read_endpoints():
+        state = "running" if is_running(endpoint) else "left behind by a crash"
+        lines.append(f"{endpoint.model} at {endpoint.address}, process {endpoint.pid}: {state}")
+        data.append({"model": endpoint.model, "address": endpoint.address, "pid": endpoint.pid, "state": state})
+    socket = default_socket()
+    if has_unix_sockets():
+        lines.append(f"default socket: {socket}, {_socket_state(socket)}")
+    return Found(lines or ["none"], {"servers": data, "default_socket": str(socket)})
+
+
+def _socket_state(socket: Path) -> str:
+    from edge_nudge.endpoint import can_connect
+
+    if not os.path.lexists(socket):
+        return "not there"
+    try:
+        return "somebody listens" if can_connect(socket) else "nobody listens"
+    except OSError as error:
+        return f"cannot be used ({error.strerror or error})"
+
+
+def extras() -> Found:
+    """What can be installed with edge-nudge[NAME], by the package's own list."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from edge_nudge.engine.machine import package_version
+
+    try:
+        listed = requires("edge-nudge") or []
+    except PackageNotFoundError:
+        return Found(["edge-nudge is not installed as a package: its extras are not known"], {"extras": {}})
+    needed: dict[str, list[str]] = {}
+    for requirement in listed:
+        match = re.match(r"(?P<package>[\w.-]+).*extra\s*==\s*['\"](?P<extra>[\w-]+)['\"]", requirement)
+        if match and match["extra"] != "dev":
+            needed.setdefault(match["extra"], []).append(match["package"])
+    versions = {extra: {name: package_version(name) for name in names} for extra, names in needed.items()}
+    lines = []
+    for extra, packages in versions.items():
+        missing = [name for name, version in packages.items() if version is None]
+        have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        remedy = f"not installed: pip install 'edge-nudge[{extra}]'"
+        lines.append(f"{extra}: {remedy}" if missing else f"{extra}: installed ({have})")
+    return Found(lines, {"extras": versions})
 
 
 def settings() -> Found:
-    from edge_nudge.catalog.store import cache_dir, data_dir
-
-    rows = []
-    for name, variable, value in (
-        ("data folder", "EDGE_NUDGE_DATA_DIR", data_dir()),
-        ("cache folder", "EDGE_NUDGE_CACHE_DIR", cache_dir()),
-    ):
-        rows.append((name, str(value), f"from {variable}" if os.environ.get(variable) else "default"))
-    named = {"EDGE_NUDGE_DATA_DIR", "EDGE_NUDGE_CACHE_DIR"}
-    for variable in sorted(name for name in os.environ if name.startswith("EDGE_NUDGE_") and name not in named):
-        is_secret = any(word in variable for word in _SECRET)
-        rows.append((variable, "(set, not shown)" if is_secret else os.environ[variable], "environment"))
+    rows = [(f"{folder.name} folder", str(folder.path), folder.source) for folder in places.folders()]
+    rows += [(name, value, "environment") for name, value in places.variables().items()]
+    file = configured.config_path()
+    rows.append(("settings file", str(file), "there" if file.is_file() else "not there"))
+    try:
+        of_file = configured.read_settings({})
+        rows += [(setting.key, str(setting.value), setting.place) for setting in of_file.values()]
+    except InputError as error:
+        rows.append(("settings", "cannot be used", str(error)))
     lines = [f"{name}: {value} ({source})" for name, value, source in rows]
     return Found(lines, {name: {"value": value, "source": source} for name, value, source in rows})
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def curves() -> Found:
@@ -200,6 +294,9 @@ PROBES: dict[str, Callable[[], Found]] = {
     "threads": threads,
     "memory": memory,
     "stores": stores,
+    "pairs": pairs,
+    "servers": servers,
+    "extras": extras,
     "settings": settings,
     "batch costs": curves,
 }

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edge_nudge.cli import streams
+from edge_nudge.cli.names import complete_files
 from edge_nudge.cli.verbosity import show_log
 from edge_nudge.errors import InputError
 
@@ -22,8 +23,14 @@ STDOUT = "-"
 
 
 @click.command(short_help="Make a page of a recorded answer.")
-@click.argument("file", metavar="FILE")
-@click.option("-o", "--output", metavar="FILE", help='The page; default: beside the trace, as .html; "-" is stdout.')
+@click.argument("file", metavar="FILE", shell_complete=complete_files)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=complete_files,
+    help='The page; default: beside the trace, as .html; "-" is stdout.',
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the page instead of its name.")
 @click.option("-v", "--verbose", count=True, help="Show what happens on stderr.")
 def report(**values: Any) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import attach, opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import AnswerView, Painter, is_terminal, legend, totals, wants_color
 from edge_nudge.cli.verbosity import show_log
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _ENDLESS_LINE = 1 << 30  # characters: no line of a file is broken
 
 
-@click.command(short_help="Answer one prompt.")
+@click.command(cls=Configured, short_help="Answer one prompt.")
 @click.argument("prompt", required=False)
 @options.model_options
 @options.request_options
@@ -157,9 +158,9 @@ def _follow_on_screen(
     def show(piece: Piece) -> None:
         nonlocal has_begun
         if not has_begun and painter.is_on and sys.stderr is not None:
-            # File names: what a file calls itself inside is often its parent's name.
-            names = Path(about.base.path).stem, Path(about.nudging.path).stem
-            streams.tell_as_is(legend(*names, Painter(sys.stderr, wants_color(values["color"], sys.stderr))))
+            # Not what a file calls itself inside: that is often its parent's name.
+            base, nudging = (model.label or Path(model.path).stem for model in (about.base, about.nudging))
+            streams.tell_as_is(legend(base, nudging, Painter(sys.stderr, wants_color(values["color"], sys.stderr))))
         has_begun = True
         view.show(piece)
 

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
+from edge_nudge.cli.names import complete_files
 from edge_nudge.cli.verbosity import show_log
-from edge_nudge.core.visible import one_line
 from edge_nudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
-@click.command(short_help="Serve the pair over a local socket.")
+@click.command(cls=Configured, short_help="Serve the pair over a local socket.")
 @options.model_options
-@click.option("--socket", metavar="PATH", help="Unix socket; default: in the user's runtime directory.")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    shell_complete=complete_files,
+    help="Unix socket; default: in the user's runtime directory.",
+)
 @click.option(
     "--tcp",
     metavar="[HOST:PORT]",
@@ -80,6 +86,7 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--key-file",
     metavar="FILE",
+    shell_complete=complete_files,
     help=f"File with the key for TCP; default: ${KEY_VARIABLE}, else one is made.",
 )
 @click.option("--origin", multiple=True, metavar="URL", help="Web page origin that may use TCP; exact, repeatable.")
@@ -206,7 +213,7 @@ def _loader(
         from edge_nudge.document import about_document, about_pair
 
         say = streams.tell if not has_loaded else _log.info  # anew after an idle time: nobody has asked for that line
-        say(f"loading {one_line(spec.base.name)} and {one_line(spec.nudging.name)}")
+        say(f"loading {opening.loading_names(spec)}")
         pair = runtime.load_pair(spec, **settings)
         found = about_pair(pair)
         about["pair"] = about_document(found)

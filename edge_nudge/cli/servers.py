@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import options, streams
+from edge_nudge.cli.names import complete_files
 from edge_nudge.cli.render import is_terminal
 from edge_nudge.core.visible import one_line
 from edge_nudge.errors import EdgeNudgeError
@@ -133,7 +134,12 @@ def _cells(server: dict[str, Any]) -> tuple[str, ...]:
 
 
 @click.command(short_help="Stop a server.")
-@click.option("--socket", metavar="PATH", help="The server on this Unix socket; default: the one ps shows first.")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    shell_complete=complete_files,
+    help="The server on this Unix socket; default: the one ps shows first.",
+)
 @click.option("--now", is_flag=True, help="Cancel running answers instead of giving them the server's grace time.")
 @click.option("--wait", type=click.FloatRange(0, 3600), default=None, metavar="S",
               help="Seconds to wait for its end; default: what the server says it needs, and 10 more.")  # fmt: skip

@@ -25,7 +25,7 @@ CTX_STEP = 256  # llama.cpp rounds a context up to a multiple of this
 _F32 = 4
 _MASK_BYTES = 2  # for each token of a batch and cell of the cache
 # Native tables and the Python side of one vocabulary; measured on 19 real ones, each within 8 % or 2 MB.
-_TOKEN_BYTES, _MERGE_BYTES = 185, 135
+TOKEN_BYTES, MERGE_BYTES = 185, 135
 _INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 _RECURRENT = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 _BY_INTERVAL = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp", "minimax-01")  # hybrid: every nth layer has attention
@@ -93,7 +93,7 @@ class Footprint:
 
     @property
     def vocabulary_bytes(self) -> int:
-        return self.n_vocab * _TOKEN_BYTES + self.n_merges * _MERGE_BYTES
+        return self.n_vocab * TOKEN_BYTES + self.n_merges * MERGE_BYTES
 
     @property
     def row_bytes(self) -> int:

@@ -71,13 +71,27 @@ class Turn(_Part):
     content: str
 
 
+class Adapter(_Part):
+    file: str
+    sha256: str | None = None
+
+
 class Model(_Part):
     name: str
+    label: str | None = None  # what people know the file by
     file: str | None = None
     sha256: str | None = None
     n_ctx: Count | None = None
     offload: str | None = None
     prompt_format: str | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def shown(self) -> str:
+        """What a reader is told: the file's name, the label where that is a bare hash, the adapter over it."""
+        file = self.file or self.name
+        name = self.label if self.label and not file.endswith(".gguf") else file
+        return name if self.adapter is None else f"{file} with {self.adapter.file}"
 
 
 class PairRecord(_Part):

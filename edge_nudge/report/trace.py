@@ -84,9 +84,7 @@ class TraceWriter:
 
         `about` is what `--json` says of a pair (document.py); where its files lie is left out: traces are shown around.
         """
-        models = {
-            role.value: {name: value for name, value in about[role.value].items() if name != "path"} for role in Role
-        }
+        models = {role.value: _without_paths(about[role.value]) for role in Role}
         self._line(
             "header",
             format=FORMAT,
@@ -229,6 +227,11 @@ def _message(error: BaseException) -> str:
     if isinstance(error, EdgeNudgeError):
         return str(error)
     return "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped by {type(error).__name__}"
+
+
+def _without_paths(document: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in document.items() if name != "path"}
+    return {name: _without_paths(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def _settings(request: GenerateRequest) -> dict[str, Any]:
