@@ -52,6 +52,13 @@ def bench(context: click.Context, /, **values: Any) -> None:
 
     With --costs, the time of batches of 1 to 32 tokens instead, and which of them have the bits of single steps: two
     to three seconds for each model. With --fake, what the decoder itself takes for each token, without any model.
+
+    The report goes to standard output. What batches cost is measured once and kept in the cache folder.
+
+    \b
+    Examples:
+      edge-nudge bench --prompt short --trials 5
+      edge-nudge bench --costs --json > costs.json
     """
     show_log(values["verbose"])
     with Interrupts() as interrupts:

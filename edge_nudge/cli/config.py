@@ -36,6 +36,9 @@ def config(context: click.Context) -> None:
 
     A variable EDGE_NUDGE_<OPTION>, such as EDGE_NUDGE_CTX_SIZE, goes before the file, and the command line before
     both. A benchmark takes the options of its models from there, and none of its answers.
+
+    \b
+    Example: edge-nudge config show
     """
     if context.invoked_subcommand is None:
         raise click.UsageError("which command? There is: path, show")

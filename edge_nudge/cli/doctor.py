@@ -34,6 +34,11 @@ def doctor(paths: bool, as_json: bool, verbose: int) -> None:
     """Show what was found on this machine: library, devices, threads, memory, stores, servers, settings.
 
     The text can be copied into a bug report: the home folder is written ~, and names of user and machine are left out.
+
+    Reads only, asks no network, repairs nothing. The exit code is always 0: what cannot be found out says so.
+
+    \b
+    Example: edge-nudge doctor > doctor.txt
     """
     show_log(verbose)
     found = {topic: _ask(topic) for topic in PROBES}

@@ -49,7 +49,7 @@ def estimate(context: click.Context, /, **values: Any) -> None:
     Exit codes:
       0  the pair fits
       6  it does not fit
-      4  it is not here, and its manifest does not say how large it is; or --measure, and it is not here
+      4  it is not here, and --measure is given, or its manifest does not say how large it is
 
     \b
     Example: edge-nudge estimate --pair llama-3-8b -c 8192

@@ -45,6 +45,11 @@ def list_models(is_all: bool, as_json: bool, verbose: int) -> None:
     template, with its reason; only headers are read.
 
     Your own pairs are files NAME.toml in the folder models of the configuration folder.
+
+    Reads headers and remembered hashes; writes nothing.
+
+    \b
+    Example: edge-nudge list --all
     """
     show_log(verbose)
     from edge_nudge.cli import inventory
@@ -68,6 +73,11 @@ def show(name: str, as_json: bool, verbose: int) -> None:
 
     FILE is a path, user/repo:QUANT from the Hugging Face cache, ollama:name:tag, or a name that 'edge-nudge list'
     shows. Only the header of a file is read.
+
+    \b
+    Examples:
+      edge-nudge show demo
+      edge-nudge show ollama:smollm2:135m
     """
     show_log(verbose)
     from edge_nudge.cli import inventory
@@ -89,6 +99,11 @@ def remove(names: tuple[str, ...], yes: bool, as_json: bool, verbose: int) -> No
     """Remove the files of each NAME: a pair, user/repo:QUANT, or a file that 'edge-nudge list' shows.
 
     Only what edge-nudge fetched is removed, and no file that another complete pair needs.
+
+    Asks first; where nobody can be asked, --yes is needed, and the exit code without it is 2.
+
+    \b
+    Example: edge-nudge rm --yes demo
     """
     show_log(verbose)
     from edge_nudge.catalog import removing

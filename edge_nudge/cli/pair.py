@@ -48,7 +48,11 @@ N_TRIED = 60  # tokens of each answer
 @click.group(short_help="Check whether two models work together.", invoke_without_command=True)
 @click.pass_context
 def pair(context: click.Context) -> None:
-    """Check whether two models work together."""
+    """Check whether two models work together.
+
+    \b
+    Example: edge-nudge pair check --pair demo
+    """
     if context.invoked_subcommand is None:
         raise click.UsageError("which command? There is: check")
 

@@ -67,6 +67,13 @@ def pull(context: click.Context, /, names: tuple[str, ...], **values: Any) -> No
     interrupted fetch goes on where it stopped. Every file is checked.
 
     HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to other hub programs.
+
+    Exit codes: 2 where nobody can be asked or the answer is no; 4 where something cannot be fetched.
+
+    \b
+    Examples:
+      edge-nudge pull demo
+      edge-nudge pull --yes QuantFactory/Meta-Llama-3.1-8B-GGUF:Q4_K_M
     """
     show_log(values["verbose"])
     if values["offline"]:

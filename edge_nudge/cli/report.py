@@ -39,6 +39,11 @@ def report(**values: Any) -> None:
     The page shows the answer with each word in the colour of its author, the probability of every token, each handoff
     with its reason, what the other model would have written where that is known, the totals, and when each model
     computed. It is whole in itself: it loads nothing, and can be read without JavaScript, printed and sent.
+
+    Writes the page beside FILE, as .html, whole or not at all. The exit code is 1 where FILE is no trace.
+
+    \b
+    Example: edge-nudge report answer.jsonl -o answer.html
     """
     show_log(values["verbose"])
     trace_path = Path(values["file"])

@@ -51,6 +51,17 @@ def run(context: click.Context, /, **values: Any) -> None:
 
     On a terminal the nudging model's words are coloured, and control characters from a model are made visible.
     Piped, the output is exactly the answer and one newline, in UTF-8.
+
+    The answer goes to standard output, all else to standard error. What batches cost on this machine is measured once
+    and kept in the cache folder. Defaults come from config.toml and EDGE_NUDGE_<OPTION>: see edge-nudge config.
+
+    Exit codes: 3 the prompt is longer than the context; 4 the pair could not be fetched; 6 it does not fit into
+    memory; 130 interrupted, and the answer so far stays.
+
+    \b
+    Examples:
+      edge-nudge run -n 100 "Why is the sky blue?"
+      edge-nudge run -m base.gguf --nudge ollama:smollm2:135m < question.txt
     """
     show_log(values["verbose"])
     with Interrupts() as interrupts:

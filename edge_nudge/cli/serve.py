@@ -123,6 +123,11 @@ def serve(context: click.Context, /, **values: Any) -> None:
 
     Ctrl-C or SIGTERM takes no new requests and lets running ones end; a second one ends at once. The exit code is 0
     when the server was asked to stop, 5 when another one has the socket.
+
+    Writes the socket and an endpoint file, for this user only, into the runtime folder, and removes them at the end.
+
+    \b
+    Example: edge-nudge serve --pair demo --tcp --keep-alive never
     """
     from edge_nudge.server.listen import inherited_sockets
 

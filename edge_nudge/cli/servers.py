@@ -46,7 +46,13 @@ class ServerError(EdgeNudgeError):
 @click.command(short_help="Show the servers that run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ps(*, as_json: bool) -> None:
-    """Show this user's servers: the model, the address, what it is doing."""
+    """Show this user's servers: the model, the address, what it is doing.
+
+    Reads the endpoint files in the runtime folder, and asks each server. The exit code is 0 where none runs as well.
+
+    \b
+    Example: edge-nudge ps --json
+    """
     from edge_nudge.endpoint import read_endpoints
 
     servers = [_look_at(endpoint) for endpoint in read_endpoints()]
@@ -150,6 +156,11 @@ def stop(context: click.Context, /, *, socket: str | None, now: bool, wait: floa
 
     It takes no new requests, lets running answers end within its grace time, and cancels the rest. Where no server
     runs there is nothing to do, and the exit code is 0 as well.
+
+    A server that does not end in time is told of, and the exit code is 1: no process is killed.
+
+    \b
+    Example: edge-nudge stop --now
     """
     options.check_text(context)
     endpoint = _find(socket)
