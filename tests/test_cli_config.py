@@ -217,7 +217,7 @@ def test_show_says_where_each_value_comes_from(home: Path, invoke: Invoke, monke
     assert (options["ctx-size"]["value"], options["gamma"]["value"]) == (runtime.DEFAULT_CTX_SIZE, None)
     assert document["file"] == {"path": str(path), "exists": True}
     assert document["folders"]["config"]["source"] == "EDGE_NUDGE_CONFIG_DIR"
-    assert set(document["folders"]) == {"config", "data", "cache", "runtime"}
+    assert set(document["folders"]) == {"config", "data", "cache", "state", "runtime"}
     assert document["variables"]["EDGE_NUDGE_TEMP"] == "0.7"
     text = invoke("config", "show").out
     assert re.search(r"^temp +0\.7 +EDGE_NUDGE_TEMP$", text, re.MULTILINE)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_nudge.cli import attach, opening, options, streams
+from edge_nudge.cli.configured import Configured
 from edge_nudge.cli.interrupts import Interrupts
 from edge_nudge.cli.render import is_terminal
 from edge_nudge.cli.verbosity import show_log
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Ask = Callable[["GenerateRequest"], "Answer | Stream"]
 
 
-@click.command(short_help="Talk in the terminal.")
+@click.command(cls=Configured, short_help="Talk in the terminal.")
 @options.model_options
 @options.request_options
 @options.look_options
@@ -54,6 +55,10 @@ def chat(context: click.Context, /, **values: Any) -> None:
 
     Without a pair or files the demo pair is used, fetched on first use; where a running server has the pair, it
     answers.
+
+    It reads what is typed and writes to the terminal only, but for the history in the state folder and for /save.
+
+    Example: edge-nudge chat --pair demo -s "Answer in one sentence."
     """
     show_log(values["verbose"])
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
@@ -103,7 +108,7 @@ def _talk(spec: PairSpec, about: PairAbout, ask: Ask, values: dict[str, Any], *,
     screen = TerminalScreen(values, lambda: state.has_nudges)
     opening.tell_notes(about, values)
     screen.say(f"{one_line(state.name)}: {source}, context {about.base.n_ctx} tokens; /help lists the commands")
-    screen.legend({role.value: Path(model.path).stem for role, model in about.models.items()})
+    screen.legend({role.value: model.label or Path(model.path).stem for role, model in about.models.items()})
     line = InputLine(
         state_dir() / "chat-history", status=partial(words.status, state), say=screen.say, has_color=screen.has_color
     )

@@ -33,7 +33,7 @@ class Folder:
 
 def folders(environment: Mapping[str, str] | None = None) -> tuple[Folder, ...]:
     """Return the folders, there or not."""
-    from edge_nudge.catalog.files import cache_dir, config_dir, data_dir
+    from edge_nudge.catalog.files import cache_dir, config_dir, data_dir, state_dir
     from edge_nudge.endpoint import runtime_dir
 
     found = os.environ if environment is None else environment
@@ -47,6 +47,7 @@ def folders(environment: Mapping[str, str] | None = None) -> tuple[Folder, ...]:
         folder("config", config_dir(), "config.toml, and your own pairs in models/"),
         folder("data", data_dir(), "models that came as wheels"),
         folder("cache", cache_dir(), "hashes of files, measured batch costs"),
+        folder("state", state_dir(), "the history of chat, and conversations that it rescued"),
         folder("runtime", runtime_dir(), "the server's socket and endpoint file"),
     )
 
