@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edge_nudge.core.request import GenerateRequest
     from edge_nudge.runtime import Pair
 
+_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes an encoder for each call, and streams make many
+
 
 def answer_document(
     pieces: Sequence[Piece],
@@ -172,7 +174,7 @@ def pair_document(about: PairAbout) -> dict[str, Any]:
 
 def to_json(document: Mapping[str, Any]) -> str:
     """Write a document on one line of ASCII: control characters and bidi overrides are escaped by the format."""
-    return json.dumps(document, allow_nan=False)
+    return _encode(document)
 
 
 def nudge_document(usage: Usage, request: GenerateRequest) -> dict[str, Any]:
