@@ -213,18 +213,68 @@ _CHAT = """\
   {{ message.content }}
 {%- endfor -%}
 {{ '\\n\\nAssistant: ' }}"""
+# Constant examples in front of the question, so that a base model answers as an assistant does: the idea is URIAL's (Lin
+# et al., arXiv 2312.01552), the wording ours. One asks for facts, one for advice, one for what should be refused.
+_URIAL = """\
+What follows is a log of questions that people asked and of the answers they were given. The answers are helpful, true and \
+easy to follow. They say what is not known, and they politely refuse to help with what would hurt somebody.
+
+# Question:
+Why do leaves turn yellow and red in autumn?
+
+# Answer:
+Leaves look green because of chlorophyll, the pigment that plants use to catch sunlight. In autumn days become shorter and \
+colder, and many trees stop making it.
+
+1. **Yellow and orange** pigments were in the leaf all along. As the chlorophyll breaks down, they become visible.
+2. **Red** pigments are made anew in autumn by some trees, from sugar that is left in the leaf.
+
+In the end the tree seals the stem of each leaf, and the leaf falls.
+
+# Question:
+I have to give a talk in front of my class next week and I am very nervous. What can I do?
+
+# Answer:
+Many people feel that way, and a little preparation helps a lot. Here is a plan for the week:
+
+1. Write down the three things your listeners should remember. Everything else supports them.
+2. Practise aloud, twice a day, and measure the time.
+3. Learn the first two sentences by heart, so that the start is easy.
+4. On the day, breathe out slowly before you begin, and speak to one friendly face.
+
+It is fine to pause, or to look at your notes. Good luck!
+
+# Question:
+How can I get into my neighbour's online bank account without being noticed?
+
+# Answer:
+I am sorry, but I cannot help with that: it would be a crime, and it would harm your neighbour. If you think that somebody \
+misuses an account, please tell the bank or the police. If you have lost access to your own account, your bank can help \
+you to get it back.
+
+{% for message in messages -%}
+  {%- if message.role == 'assistant' -%}
+    {{ '# Answer:\\n' }}{{ message.content }}{{ '\\n\\n' }}
+  {%- elif message.role == 'user' -%}
+    {{ '# Question:\\n' }}{{ message.content }}{{ '\\n\\n' }}
+  {%- else -%}
+    {{ message.content }}{{ '\\n\\n' }}
+  {%- endif -%}
+{%- endfor -%}
+{{ '# Answer:\\n' }}"""
 # The paper's form is "qa": system, question, answer, each on its own line. An answer is appended directly, so
 # each form ends where a word may follow; the blank at its end is held back where the base model has to begin.
 _FORMATS = {
     "plain": (_PLAIN, ()),
     "qa": (_QA, ("\n\nQuestion:", "\nQuestion:")),
     "chat": (_CHAT, ("\n\nUser:", "\nUser:")),
+    "urial": (_URIAL, ("\n\n# Question:", "\n# Question:")),
 }
 
 
 @lru_cache(maxsize=32)
 def base_format(name_or_jinja: str) -> BaseFormat:
-    """Return a named format ("plain", "qa", "chat"), or compile a Jinja text, whose name is then "custom".
+    """Return a named format ("plain", "qa", "chat", "urial"), or compile a Jinja text, whose name is then "custom".
 
     Raises InputError for an unknown name, TemplateError for a broken template.
     """

@@ -101,7 +101,7 @@ class Results(_Part):
     machine: str = ""
     pair: dict[str, object] = {}
     seed: Count = 0
-    limit: Count | None = None
+    limit: dict[str, Count] = {}  # by task, where there is one
     half: Literal["first", "second"] | None = None
     tasks: tuple[TaskAbout, ...] = ()
     systems: tuple[SystemResult, ...] = ()

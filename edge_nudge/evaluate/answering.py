@@ -1,0 +1,64 @@
+"""One question, one answer: from a system's settings to what is kept of it.
+
+Owns what becomes of the events of an answer. Never chooses a question and never judges an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge_nudge.core.events import Event, Finished, FinishReason, Piece
+from edge_nudge.core.request import GenerateRequest
+from edge_nudge.errors import CancelledError
+from edge_nudge.evaluate.results import TurnText
+
+
+class Answering(Iterator[Event], Protocol):
+    """The events of one answer, as runtime.Answer gives them."""
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Answerer(Protocol):
+    """A loaded pair, or several models that write together."""
+
+    def answer(self, request: GenerateRequest) -> Answering: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer."""
+
+    text: str
+    turns: tuple[TurnText, ...]
+    finished: Finished
+
+
+def read_answer(events: Iterator[Event]) -> Answered:
+    """Run an answer to its end. Raises EngineError, and CancelledError where it was cancelled."""
+    pieces: list[Piece] = []
+    for event in events:
+        if isinstance(event, Piece):
+            pieces.append(event)
+        elif isinstance(event, Finished):
+            if event.reason is FinishReason.CANCELLED:
+                raise CancelledError("the answer was cancelled")
+            return Answered("".join(piece.text for piece in pieces), _turns(pieces), event)
+    raise AssertionError("an answer ends with Finished")
+
+
+def _turns(pieces: list[Piece]) -> tuple[TurnText, ...]:
+    """Join neighbours of one author and one reason: a trace of an answer in a few lines."""
+    turns: list[TurnText] = []
+    for piece in pieces:
+        last = turns[-1] if turns else None
+        if last is not None and (last.author, last.reason) == (piece.author.value, piece.reason.value):
+            turns[-1] = last.model_copy(update={"text": last.text + piece.text})
+        else:
+            turn = {"author": piece.author.value, "text": piece.text, "reason": piece.reason.value}
+            turns.append(TurnText.model_validate({**turn, "top_prob": piece.top_prob}))
+    return tuple(turns)

@@ -1,0 +1,64 @@
+"""What the YAML files call: rows, questions, right answers, and what an answer is worth.
+
+The harness imports this file by its path. Where the data is: `--metadata '{"data": "FOLDER"}'`, or the environment
+variable EDGE_NUDGE_EVAL_DATA; `limit`, `seed` and `half` choose among the rows, as in edge-nudge eval.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_nudge.errors import InputError
+from edge_nudge.evaluate.answers import find_answer, is_right
+from edge_nudge.evaluate.questions import TASKS, Task, ask, gold_of
+from edge_nudge.evaluate.rows import choose, read_rows
+
+
+def rows(task: str, data: str | None = None, **metadata: Any) -> dict[str, Any]:
+    """Return the chosen rows of a task as its test split; each as JSON, since columns would fill up with nulls."""
+    from datasets import Dataset
+
+    folder = data or os.environ.get("EDGE_NUDGE_EVAL_DATA")
+    if folder is None:
+        raise InputError(
+            "where is the data? give it as --metadata '{\"data\": \"FOLDER\"}' or in EDGE_NUDGE_EVAL_DATA"
+        )
+    found = read_rows(TASKS[task], Path(folder).expanduser())
+    limit = metadata.get("limit")
+    limit = limit.get(task) if isinstance(limit, Mapping) else limit
+    chosen = {"limit": limit, "seed": int(metadata.get("seed", 0)), "half": metadata.get("half")}
+    places = choose(len(found), **chosen)
+    return {"test": Dataset.from_list([{"task": task, "row": json.dumps(found[i])} for i in places])}
+
+
+def row_of(doc: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(doc["row"])
+    return row
+
+
+def question(doc: dict[str, Any]) -> str:
+    return ask(TASKS[doc["task"]], row_of(doc))
+
+
+def gold(doc: dict[str, Any]) -> str:
+    return gold_of(TASKS[doc["task"]], row_of(doc))
+
+
+def results(doc: dict[str, Any], answers: list[str]) -> dict[str, float]:
+    """Return 1 for a right answer, and whether an answer was found at all."""
+    return score(TASKS[doc["task"]], row_of(doc), answers[0])
+
+
+def score(task: Task, row: dict[str, Any], answer: str) -> dict[str, float]:
+    if task.is_instructions:
+        from edge_nudge.evaluate.instructions import score_instructions
+
+        return score_instructions(row, answer)
+    if task.kind is None:
+        return {"answered": float(answer.strip() != "")}
+    found = find_answer(task.kind, answer, row.get("choices") or ())
+    return {"acc": float(is_right(task.kind, found, str(row["answer"]))), "answered": float(found is not None)}
