@@ -4,42 +4,54 @@ Owns the way from the harness's requests to ours and back. Never scores an answe
 
 1. Under a chat template (`--apply_chat_template`) messages reach both models in their own forms; without one the text
    of the harness is the base model's whole prompt, and the user's message to the nudging model.
-2. Log-likelihoods are those of the base model: an answer that two models share by turns has none.
-3. `until` strings are stop strings; greedy unless `do_sample` is true.
+2. Log-likelihoods are those of the base model alone (likelihood.py): an answer that two models share by turns has none,
+   because which of them writes next depends on what was written.
+3. An answer depends on its question alone, unless `cache_prompt` is true.
+4. What is too long is found before the first answer.
+5. A pair that was opened here is closed when the model goes, at the latest when the interpreter does.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.registry import register_model
+from tqdm import tqdm
 
-from edge_nudge.core.events import TokenScore
-from edge_nudge.core.request import GenerateRequest, build_request
-from edge_nudge.errors import InputError
-from edge_nudge.evaluate.answering import Answered, Answerer, read_answer
+from edge_nudge.core.request import GenerateRequest
+from edge_nudge.document import about_pair, pair_document
+from edge_nudge.errors import EdgeNudgeError, InputError
+from edge_nudge.evaluate.answering import Answerer, read_answer
+from edge_nudge.evaluate.generation import is_messages, request_of, with_seed, write_messages
+from edge_nudge.evaluate.likelihood import Likelihoods
+from edge_nudge.evaluate.model_args import checked_flag, split_model_args
 from edge_nudge.evaluate.systems import Kind, System, parse_system
 from edge_nudge.runtime import Pair, open_pair
-
-DEFAULT_MAX_TOKENS = 256  # the harness's own default
-_CHAT = "edge-nudge messages: "  # marks a text as rendered by apply_chat_template
-_SAMPLING = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
-_IGNORED = ("do_sample", "until", "max_gen_toks", "max_tokens", "max_new_tokens", "max_length")
+from edge_nudge.version import __version__
 
 Ask = Callable[[Instance, GenerateRequest], str]
+_T = TypeVar("_T")
+_CACHE_KEY = "edge-nudge: who answered"
+_log = logging.getLogger("lm_eval.edge_nudge")  # below the harness's logger: shown where its own lines are
 
 
 @register_model("edge_nudge", "edge-nudge")
 class EdgeNudgeLM(LM):  # type: ignore[misc]
     """A pair as a model of the harness.
 
-    Arguments, as in `--model_args pair=demo,system=nudged`: what `open_pair` takes (pair, base, nudging, ctx_size,
-    threads, base_gpu_layers, ...), and `system`, a name of systems.py. The runner gives `answerer` instead, and `ask`,
-    which may look for an answer before it asks.
+    Arguments, as in `--model_args pair=demo,system=nudged`: `system`, a name of systems.py; what `open_pair` takes
+    (pair, base, nudging, ctx_size, threads, base_gpu_layers, ...); nudging settings (gamma, rule, ...); `cache_prompt`,
+    which is faster with many examples in a prompt. `batch_size` and `device` are the harness's own and change nothing:
+    one question is answered at a time, where base_gpu_layers and nudge_gpu_layers say.
+
+    The runner gives `answerer` instead, and `ask`, which may look for an answer before it asks.
     """
 
     def __init__(
@@ -50,113 +62,192 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
         batch_size: Any = None,
         max_batch_size: Any = None,
         device: str | None = None,
-        **pair: Any,
+        cache_prompt: bool = False,
+        **arguments: Any,
     ) -> None:
         super().__init__()
-        self._system = parse_system(system) if isinstance(system, str) else system
+        self._cache_prompt = checked_flag("cache_prompt", cache_prompt)
+        self._load: dict[str, Any] = {}
+        self._close: Callable[[], Any] | None = None
         if answerer is None:
-            if self._system.kind not in (Kind.BASE, Kind.NUDGING, Kind.NUDGED, Kind.URIAL):
-                raise InputError(f"system {self._system.name!r} needs other models: use edge-nudge eval for it")
-            if self._system.base_prompt_format is not None:
-                pair.setdefault("base_prompt_format", self._system.base_prompt_format)
-            answerer = open_pair(pair.pop("pair", None), **pair)
+            name = system.name if isinstance(system, System) else str(system)
+            self._system, self._load = split_model_args(name, arguments)
+            answerer = _opened(self._load)
+            self._close = weakref.finalize(self, answerer.close)
+        else:
+            self._system = parse_system(system) if isinstance(system, str) else system
+            if arguments:
+                raise InputError(f"{', '.join(arguments)}: an open pair is given, and cannot be opened otherwise")
         self._answerer = answerer
-        self._ask = ask or self._answer
+        self._given_ask = ask
+        self._likelihoods: Likelihoods | None = None
+
+    def close(self) -> None:
+        """Close the pair where it was opened here; closing twice is allowed."""
+        if self._close is not None:
+            self._close()
+
+    # --- what the harness asks about the model
 
     @property
     def tokenizer_name(self) -> str:
-        """Return what tells cached requests of one chat template from those of another."""
-        return "edge-nudge"
+        """Return what tells cached requests under our chat template from those of another model."""
+        return "edge-nudge-messages"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Return what stands for a template: each model's own is applied later."""
-        return _CHAT if chat_template else ""
+        """Return what stands for a template: each model's own is applied later. Raises InputError for a name."""
+        if isinstance(chat_template, str):
+            raise InputError(
+                f"there is no chat template {chat_template!r} to choose: both models have their own form of the "
+                "messages, so give --apply_chat_template alone"
+            )
+        return "each model's own" if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return messages as a text that `generate_until` takes apart again."""
         if not add_generation_prompt:
-            raise InputError("a message cannot be continued: leave gen_prefix out of the task")
-        return _CHAT + json.dumps(chat_history, ensure_ascii=False)
+            raise InputError(
+                "the task begins the answer itself (gen_prefix), and no model goes on within a message here: "
+                "leave out --apply_chat_template"
+            )
+        return write_messages(chat_history)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes beside its results."""
+        info: dict[str, Any] = {"edge_nudge_version": __version__, "system": self._system.name}
+        if isinstance(self._answerer, Pair):
+            info["pair"] = pair_document(about_pair(self._answerer))
+            request = self._answerer.spec.resolve(request_of(self._system, write_messages([_USER]), {}))
+            info["rule"], info["gamma"] = request.nudge.rule.value, request.nudge.threshold
+        if self._likelihoods is not None:
+            info["n_contexts_cut"] = self._likelihoods.n_cut
+        return info
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take the file of --use_cache. Raises InputError where it holds answers of another system, pair or setting.
+
+        The harness looks answers up by their question alone.
+        """
+        super().set_cache_hook(cache_hook)
+        if (kept := cache_hook.dbdict) is None:
+            return
+        known, own = kept.get(_CACHE_KEY), self._identity()
+        if known is None and not len(kept):
+            kept[_CACHE_KEY] = own
+        elif known != own:
+            names = sorted(name for name in own if (known or {}).get(name) != own[name])
+            raise InputError(
+                f"the file of --use_cache holds answers of another model ({', '.join(names)} differ): name another file"
+            )
+
+    # --- answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answer each request, in order. Raises what answering raises."""
+        """Answer each request, in order. Raises InputError before the first answer, and what answering raises."""
+        asked = self._requests(requests)
+        if self._given_ask is None:
+            for instance, request in zip(requests, asked, strict=True):
+                with _named(instance):
+                    self._answerer.answer(request).close()  # tokenizes both prompts, and evaluates nothing
         answers = []
-        for instance in requests:
-            context, settings = instance.args
-            answers.append(self._ask(instance, request_of(self._system, context, settings)))
+        is_quiet = disable_tqdm or self._given_ask is not None
+        for instance, request in _shown(list(zip(requests, asked, strict=True)), "answers", is_quiet):
+            answer = self._given_ask(instance, request) if self._given_ask else self._read(request)
+            self.cache_hook.add_partial("generate_until", instance.args, answer)
+            answers.append(answer)
         return answers
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return how probable the base model finds each continuation, and whether it is its greedy one."""
-        pair = self._pair()
+        """Return how probable the base model finds each continuation, and whether it is its greedy one.
+
+        Raises InputError for another system than the base model.
+        """
+        likelihoods = self._of_base()
         found = []
-        for instance in requests:
+        for instance in _shown(requests, "log-likelihoods", disable_tqdm):
             context, continuation = instance.args
-            n_blanks = len(context) - len(context.rstrip())
-            if n_blanks:  # a token never ends in the blank before a word: it goes with the word
-                context, continuation = context[:-n_blanks], context[-n_blanks:] + continuation
-            whole = self._ids(context + continuation)
-            n_context = len(self._ids(context)) if context else len(whole) - len(pair.base.tokenize(_bytes(continuation)))
-            found.append(_sum(pair.score(whole, 1)[n_context:]))
+            with _named(instance):
+                if is_messages(context):
+                    raise InputError(
+                        "log-likelihoods are the base model's, and it has no chat template: leave out "
+                        "--apply_chat_template"
+                    )
+                found.append(likelihoods.continuation(context, continuation))
+            self.cache_hook.add_partial("loglikelihood", instance.args, found[-1])
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return how probable the base model finds each text, behind BOS where it has one."""
-        pair = self._pair()
-        bos = pair.base.info.bos
-        first = [] if bos is None else [bos]
-        texts = (pair.base.tokenize(_bytes(instance.args[0])) for instance in requests)
-        return [_sum(pair.score([*first, *ids], 1)[1:])[0] for ids in texts]
+        """Return how probable the base model finds each whole text. Raises InputError for another system."""
+        likelihoods = self._of_base()
+        found = []
+        for instance in _shown(requests, "log-likelihoods", disable_tqdm):
+            with _named(instance):
+                found.append(likelihoods.rolling(instance.args[0]))
+            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, found[-1])
+        return found
 
-    def _ids(self, text: str) -> list[int]:
-        info = self._pair().base.info
-        ids = self._pair().base.tokenize(_bytes(text))
-        return [info.bos, *ids] if info.bos is not None and (info.adds_bos or not text) else ids
+    def _requests(self, instances: list[Instance]) -> list[GenerateRequest]:
+        n_seen: Counter[int] = Counter()
+        requests = []
+        for instance in instances:
+            context, settings = instance.args
+            with _named(instance):
+                request = request_of(self._system, context, settings, cache_prompt=self._cache_prompt)
+                requests.append(with_seed(request, n_seen[id(instance)]))
+            n_seen[id(instance)] += 1  # a task may want a question answered several times: it stands there as often
+        return requests
 
-    def _pair(self) -> Pair:
-        if self._system.kind is not Kind.BASE and self._system.kind is not Kind.NUDGED:
+    def _read(self, request: GenerateRequest) -> str:
+        return read_answer(self._answerer.answer(request)).text
+
+    def _of_base(self) -> Likelihoods:
+        if self._system.kind is not Kind.BASE:
             raise InputError(
-                f"system {self._system.name!r} gives no log-likelihoods: they are the base model's; "
-                "use system=base, or tasks that generate"
+                f"an answer of system {self._system.name!r} has no likelihood that could be asked for, and this task "
+                "compares likelihoods: use system=base for it, or a task that generates"
             )
-        assert isinstance(self._answerer, Pair), "a base or nudged system is a pair"
-        return self._answerer
+        assert isinstance(self._answerer, Pair), "the base model is one of a pair"
+        if self._likelihoods is None:
+            self._likelihoods = Likelihoods(self._answerer, _log.warning)
+        return self._likelihoods
 
-    def _answer(self, instance: Instance, request: GenerateRequest) -> str:
-        return self.read(request).text
-
-    def read(self, request: GenerateRequest) -> Answered:
-        """Answer one request."""
-        return read_answer(self._answerer.answer(request))
-
-
-def request_of(system: System, context: str, settings: Mapping[str, Any]) -> GenerateRequest:
-    """Turn a context and the harness's generation settings into a request. Raises InputError naming a setting."""
-    given: dict[str, Any] = {"temp": 0.0}
-    for name, value in settings.items():
-        if name in _SAMPLING and settings.get("do_sample"):
-            given[_SAMPLING[name]] = value
-        elif name not in _IGNORED and name not in _SAMPLING:
-            raise InputError(f"generation setting {name!r} is unknown: there are {', '.join((*_IGNORED, *_SAMPLING))}")
-    limits = (settings.get(name) for name in ("max_gen_toks", "max_tokens", "max_new_tokens"))
-    given["max_tokens"] = next((int(limit) for limit in limits if limit is not None), DEFAULT_MAX_TOKENS)
-    given["stop"] = [stop for stop in _listed(settings.get("until")) if stop]
-    if context.startswith(_CHAT):
-        messages: Any = json.loads(context.removeprefix(_CHAT))
-    else:
-        messages, given["raw_prompt"] = context, context
-    return build_request(messages, **{**given, **system.request_settings})
+    def _identity(self) -> dict[str, Any]:
+        """Return what makes an answer beside the question."""
+        own: dict[str, Any] = {
+            "edge_nudge": __version__, "system": self._system.name, "cache_prompt": self._cache_prompt,
+            **{name: value for name, value in self._load.items() if name.endswith("kv_type")},
+        }  # fmt: skip
+        if isinstance(self._answerer, Pair):
+            spec, document = self._answerer.spec, pair_document(about_pair(self._answerer))
+            for role in ("base", "nudging"):
+                own |= {f"{role} {name}": document[role].get(name) for name in ("sha256", "n_ctx")}
+            own |= {"gamma": spec.gamma, "base_prompt_format": spec.base_prompt_format}
+        return own
 
 
-def _listed(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+_USER = {"role": "user", "content": "-"}
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8")
+def _opened(load: Mapping[str, Any]) -> Pair:
+    pair = open_pair(**load, say=_log.info)
+    for line in (*pair.notes, pair.threads):
+        _log.info("%s", line)
+    for role, defect in pair.defects.items():
+        _log.warning("%s model: %s", role.value, defect)
+    return pair
 
 
-def _sum(scores: list[TokenScore]) -> tuple[float, bool]:
-    """Return the log probability of some tokens together, and whether each was the best one at its place."""
-    total = sum(score.logprob or 0.0 for score in scores)
-    return total, all(score.top[0][1] == score.logprob for score in scores)
+@contextmanager
+def _named(instance: Instance) -> Iterator[None]:
+    """Name the question where something is wrong with it."""
+    try:
+        yield
+    except EdgeNudgeError as error:
+        # the same error, with its exit code and its numbers; options are model arguments here
+        text = str(error).replace("--ctx-size", "ctx_size in --model_args")
+        error.args = (f"task {instance.task_name}, item {instance.doc_id}: {text}", *error.args[1:])
+        raise
+
+
+def _shown(items: list[_T], what: str, is_quiet: bool) -> Iterable[_T]:
+    return tqdm(items, desc=what, disable=is_quiet)
