@@ -39,6 +39,7 @@ COMMANDS = {
     "show": "edge_nudge.cli.models:show",
     "rm": "edge_nudge.cli.models:remove",
     "bench": "edge_nudge.cli.bench:bench",
+    "eval": "edge_nudge.cli.evaluate:evaluate",
     "estimate": "edge_nudge.cli.estimate:estimate",
     "pair": "edge_nudge.cli.pair:pair",
     "config": "edge_nudge.cli.config:config",

@@ -30,7 +30,9 @@ class Kind(str, Enum):
 
 
 _MARK = re.compile(r"\banswer\s*(?:is|:|=|would be|should be)[\s:]*", re.IGNORECASE)
-_ECHOES = re.compile(r"(?:\byes or no|\btrue or false|\bplausible or (?:implausible|not)|\"The answer is\" and\b[^\n]*)", re.IGNORECASE)
+_ECHOES = re.compile(
+    r"(?:\byes or no|\btrue or false|\bplausible or (?:implausible|not)|\"The answer is\" and\b[^\n]*)", re.IGNORECASE
+)
 _DECORATION = "*_`\"'“”‘’$\\({[<# "
 _NUMBER = re.compile(r"(?<![\w.,])-?\s?\$?\s?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])-?\$?\.\d+")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)

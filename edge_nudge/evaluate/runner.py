@@ -27,7 +27,7 @@ from edge_nudge.catalog.files import hash_file, write_whole
 from edge_nudge.core.request import GenerateRequest, build_request
 from edge_nudge.document import about_pair, pair_document
 from edge_nudge.errors import InputError
-from edge_nudge.evaluate.answering import Answerer, read_answer
+from edge_nudge.evaluate.answering import Answerer, Stop
 from edge_nudge.evaluate.answers import find_answer
 from edge_nudge.evaluate.kept import KeptAnswers, key_of
 from edge_nudge.evaluate.plan import Plan, load_changes
@@ -67,7 +67,7 @@ def evaluate(
     machine: str = "",
     on_step: Callable[[Step], None] = lambda step: None,
     say: Callable[[str], None] | None = None,
-    on_answerer: Callable[[Answerer], None] = lambda answerer: None,
+    stop: Stop | None = None,
 ) -> Results:
     """Ask everything and return all that was found; `results.json` is written on the way, after each system.
 
@@ -77,7 +77,7 @@ def evaluate(
     with ExitStack() as stack:
         stack.enter_context(_locked(plan.folder))
         _check_identity(plan.folder, spec, load)
-        run = _Run(plan, spec, load, counts, on_step, say, on_answerer)
+        run = _Run(plan, spec, load, counts, on_step, say, stop or Stop())
         stack.callback(run.close)
         results = Results(
             command=command,
@@ -117,10 +117,10 @@ class _Run:
         counts: Mapping[str, tuple[int, int]],
         on_step: Callable[[Step], None],
         say: Callable[[str], None] | None,
-        on_answerer: Callable[[Answerer], None],
+        stop: Stop,
     ) -> None:
         self._plan, self._spec, self._load = plan, spec, load
-        self._on_step, self._say, self._on_answerer = on_step, say, on_answerer
+        self._on_step, self._say, self._stop = on_step, say, stop
         self._n_done, self._n_all = 0, len(plan.systems) * sum(n_items for _, n_items in counts.values())
         self._stack = ExitStack()
         self._loaded: tuple[str, dict[str, Any]] | None = None
@@ -148,12 +148,8 @@ class _Run:
                 return item.answer
 
             samples = self._harness(harness.EdgeNudgeLM(system, answerer, ask))
-        scored = [
-            _scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task
-        ]
-        return SystemResult(
-            name=system.name, settings=system.shown_settings, items=tuple(scored), **self._rule(system)
-        )
+        scored = [_scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task]
+        return SystemResult(name=system.name, settings=system.shown_settings, items=tuple(scored), **self._rule(system))
 
     def _harness(self, model: Any) -> dict[str, list[dict[str, Any]]]:
         """Run the harness over all tasks; return what it says of each item, by its name of the task."""
@@ -185,7 +181,7 @@ class _Run:
         key = key_of(task.name, row_id(task, row), _marks(resolved, load_changes(system, self._plan)))
         if (item := kept.get(key)) is not None:
             return item, True
-        answered = read_answer(answerer.answer(request))
+        answered = self._stop.read(answerer, request)
         usage = answered.finished.usage
         item = ItemResult(
             task=task.name,
@@ -221,7 +217,6 @@ class _Run:
             spec = replace(self._spec, **wanted[1])
             self._answerer = self._load_one(system, spec)
             self._loaded = wanted
-            self._on_answerer(self._answerer)
         return self._answerer
 
     def _load_one(self, system: System, spec: PairSpec) -> Answerer:
