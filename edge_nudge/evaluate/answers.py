@@ -27,6 +27,7 @@ class Kind(str, Enum):
     PLAUSIBLE = "plausible"
     DATE = "date"
     LETTERS = "letters"
+    TEXT = "text"  # any words: the right answer is one that has them
 
 
 _MARK = re.compile(r"\banswer\s*(?:is|:|=|would be|should be)[\s:]*", re.IGNORECASE)
@@ -68,7 +69,18 @@ def is_right(kind: Kind, found: str | None, gold: str) -> bool:
         return False
     if kind is Kind.NUMBER:
         return _decimal(found) == _decimal(gold)
+    if kind is Kind.TEXT:
+        return f" {_folded(gold)} " in f" {_folded(found)} "
     return found.casefold() == _gold(kind, gold).casefold()
+
+
+def kind_of_gold(gold: str) -> Kind:
+    """Return what kind of thing a right answer is: a number, or words."""
+    return Kind.TEXT if _decimal(gold.strip()) is None else Kind.NUMBER
+
+
+def _folded(text: str) -> str:
+    return " ".join(re.findall(r"[\w.%$/-]+", text.casefold())).rstrip(".")
 
 
 def _gold(kind: Kind, gold: str) -> str:
@@ -122,10 +134,10 @@ def _choice(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
 
 def _named(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the one choice whose words stand in the text."""
-    folded = " ".join(re.findall(r"[\w.%$/-]+", text.casefold()))
+    folded = _folded(text)
     named = []
     for i, choice in enumerate(choices):
-        words = " ".join(re.findall(r"[\w.%$/-]+", choice.casefold())).rstrip(".")
+        words = _folded(choice)
         if words and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", folded):
             named.append((len(words), i, words))
     if not named:
@@ -178,6 +190,11 @@ def _is_day(year: int, month: int, day: int) -> bool:
     return True
 
 
+def _text(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
+    """A right answer may stand anywhere in the text."""
+    return None if is_marked else text.strip() or None
+
+
 def _letters(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
     """Behind the mark the first word; letters set apart ("y a j o", "y-a-j-o") are one word."""
     if is_marked:
@@ -201,4 +218,5 @@ _FINDERS: dict[Kind, Callable[[str, Sequence[str], bool], str | None]] = {
     Kind.PLAUSIBLE: _plausible,
     Kind.DATE: _date,
     Kind.LETTERS: _letters,
+    Kind.TEXT: _text,
 }

@@ -75,9 +75,9 @@ def _problem(task: Task, row: Any) -> str | None:
         return None if all(isinstance(part, dict) for part in kwargs) else "each of its kwargs is an object"
     if not isinstance(row.get("id"), (int, str)) or not _is_text(row.get("question")):
         return "it needs an id and a question"
-    if task.kind is not None and not _is_text(row.get("answer")):
+    if not task.is_open_ended and not _is_text(row.get("answer")):
         return "it needs an answer, as a text"
-    if task.kind is Kind.CHOICE:
+    if task.kind_of(row) is Kind.CHOICE:
         choices = row.get("choices")
         if not _is_texts(choices) or not 2 <= len(choices) <= MAX_CHOICES:
             return f"it needs a list of 2 to {MAX_CHOICES} choices"

@@ -274,7 +274,8 @@ def _scored(task: Task, sample: dict[str, Any], items: Mapping[tuple[str, str], 
     row = row_of(sample["doc"])
     item = items[task.name, row_id(task, row)]
     metrics = {name: float(sample[name]) for name in sample["metrics"]}
-    found = None if task.kind is None else find_answer(task.kind, item.answer, row.get("choices") or ())
+    kind = task.kind_of(row)
+    found = None if kind is None else find_answer(kind, item.answer, row.get("choices") or ())
     return item.model_copy(update={"metrics": metrics, "score": metrics.get(task.metric), "extracted": found})
 
 

@@ -56,7 +56,8 @@ def score(task: Task, row: dict[str, Any], answer: str) -> dict[str, float]:
         from edge_nudge.evaluate.instructions import score_instructions
 
         return score_instructions(row, answer)
-    if task.kind is None:
+    kind = task.kind_of(row)
+    if kind is None:
         return {"answered": float(answer.strip() != "")}
-    found = find_answer(task.kind, answer, row.get("choices") or ())
-    return {"acc": float(is_right(task.kind, found, str(row["answer"]))), "answered": float(found is not None)}
+    found = find_answer(kind, answer, row.get("choices") or ())
+    return {"acc": float(is_right(kind, found, str(row["answer"]))), "answered": float(found is not None)}
