@@ -11,13 +11,14 @@ Owns the options and the order of things in this command. What is asked and how 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from edge_nudge.evaluate.plan import Plan
     from edge_nudge.evaluate.results import Results
     from edge_nudge.evaluate.runner import Step
+    from edge_nudge.spec import PairSpec
 
 # Written here so that --help imports nothing of the evaluation; a test compares them.
 DEFAULT_SYSTEMS = "base,nudging,nudged,urial"
@@ -103,15 +105,19 @@ def evaluate(context: click.Context, /, **values: Any) -> None:
     with Interrupts() as interrupts:
         try:
             plan = _plan(values)
-            results = _evaluate(context, {**values, "color": "auto"}, plan, interrupts)
+            spec, settings = opening.find(context, values)
+            results = ask_all(context, plan, spec, settings, interrupts)
         except InputError as error:
             raise options.in_users_terms(error, context) from None
         except CancelledError:
-            streams.tell(
-                f"stopped; what was answered is kept in {one_line(values['out'] or 'evaluation')}: the same command goes on"
-            )
-            context.exit(128 + (interrupts.signum or 2))
+            stopped(context, plan.folder, interrupts)
         _report(plan, results, values)
+
+
+def stopped(context: click.Context, folder: Path, interrupts: Interrupts) -> NoReturn:
+    """Say where the answers are, and leave as after a signal."""
+    streams.tell(f"stopped; what was answered is kept in {one_line(str(folder))}: the same command goes on")
+    context.exit(128 + (interrupts.signum or signal.SIGINT))
 
 
 def need_extra(command: str) -> None:
@@ -171,20 +177,20 @@ def _plan(values: dict[str, Any]) -> Plan:
     return plan
 
 
-def _evaluate(context: click.Context, values: dict[str, Any], plan: Plan, interrupts: Interrupts) -> Results:
+def ask_all(
+    context: click.Context, plan: Plan, spec: PairSpec, settings: dict[str, Any], interrupts: Interrupts
+) -> Results:
+    """Ask everything, with progress on stderr. Raises CancelledError after a signal, and what evaluating raises."""
     from edge_nudge.evaluate import runner
     from edge_nudge.evaluate.answering import Stop
 
-    spec, settings = opening.find(context, values)
-    arguments = context.find_root().obj or ()
-    command = shlex.join(["edge-nudge", *arguments])
     stop = Stop()
     with progress() as on_step, interrupts.asking(stop.ask):
         return runner.evaluate(
             plan,
             spec,
             load=settings,
-            command=command,
+            command=shlex.join(["edge-nudge", *(context.find_root().obj or ())]),
             machine=_machine(),
             on_step=on_step,
             stop=stop,
