@@ -125,12 +125,10 @@ def _plan(values: dict[str, Any], spec: PairSpec, folder: Path) -> tuple[Plan, S
 def _numbers(text: str | None) -> list[float]:
     if text is None:
         return []
-    numbers = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            numbers.append(float(part))
-        except ValueError:
-            raise InputError(f"--gammas: {part!r} is no number") from None
+    try:
+        numbers = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--gammas {text}: thresholds are numbers with commas, as in 0.2,0.3") from None
     if not numbers:
         raise InputError("--gammas: there is no number")
     return numbers

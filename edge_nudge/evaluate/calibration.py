@@ -148,7 +148,8 @@ def calibrate(results: Results, present: Setting) -> Calibration:
 
 
 def _setting_of(system: SystemResult) -> Setting:
-    assert system.rule is not None and system.gamma is not None, "a nudged system has both"
+    assert system.rule is not None, "a nudged system has a rule"
+    assert system.gamma is not None, "and a threshold"
     return Setting(rule=system.rule, gamma=system.gamma)
 
 
