@@ -40,6 +40,7 @@ COMMANDS = {
     "rm": "edge_nudge.cli.models:remove",
     "bench": "edge_nudge.cli.bench:bench",
     "eval": "edge_nudge.cli.evaluate:evaluate",
+    "compare": "edge_nudge.cli.compare:compare",
     "calibrate": "edge_nudge.cli.calibrate:calibrate",
     "estimate": "edge_nudge.cli.estimate:estimate",
     "pair": "edge_nudge.cli.pair:pair",

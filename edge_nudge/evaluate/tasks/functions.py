@@ -55,7 +55,8 @@ def score(task: Task, row: dict[str, Any], answer: str) -> dict[str, float]:
     if task.is_instructions:
         from edge_nudge.evaluate.instructions import score_instructions
 
-        return score_instructions(row, answer)
+        found = score_instructions(row, answer)
+        return {name: value for name, value in found.items() if name != "n_instructions"}
     kind = task.kind_of(row)
     if kind is None:
         return {"answered": float(answer.strip() != "")}
