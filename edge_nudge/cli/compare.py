@@ -52,9 +52,9 @@ def compare(context: click.Context, /, **values: Any) -> None:
     Writes side_by_side.jsonl, .md and .csv into DIR, for people to read and rate. With --blind the files name no
     system, and the key to them is a file apart.
 
-    With --judge-url, a model behind an OpenAI-compatible server compares two systems' answers instead, each pair in both
-    orders; a key for it is taken from EDGE_NUDGE_JUDGE_KEY. Verdicts are kept, and a command that was interrupted goes
-    on.
+    With --judge-url, a model behind an OpenAI-compatible server compares two systems' answers instead, each pair in
+    both orders; a key for it is taken from EDGE_NUDGE_JUDGE_KEY. Verdicts are kept, and a command that was interrupted
+    goes on.
 
     \b
     Examples:
