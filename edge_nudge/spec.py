@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edge_nudge.engine.fitting import Plan
 
 DEFAULT_BASE_FORMAT = "qa"
+PAIR_RULES = (Rule.TOP_PROB, Rule.TOKEN, Rule.BLEND)  # whose threshold is one for the base model's own probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class PairSpec:
         return self.name or f"{model_label(self.base)}+{model_label(self.nudging_adapter or self.nudging)}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
-        """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
-        if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:
+        """Return the request with the pair's own threshold where none was given and the rule has the paper's one."""
+        if request.nudge.gamma is not None or request.nudge.rule not in PAIR_RULES or self.gamma is None:
             return request
         return request.model_copy(update={"nudge": request.nudge.model_copy(update={"gamma": self.gamma})})
 

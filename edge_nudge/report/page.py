@@ -103,6 +103,9 @@ class Turn:
     words: tuple[Word, ...]
 
 
+_BY_TOP_PROB = ("top_prob", "blend")  # the rules that compare gamma with the top-1 probability
+
+
 def render_page(trace: Trace) -> str:
     """Return the page of a trace."""
     words = list(_words(trace))
@@ -110,7 +113,7 @@ def render_page(trace: Trace) -> str:
     usage = _usage(trace)
     settings = trace.header.settings
     gamma = settings.get("gamma")
-    shows_gamma = settings.get("rule") == "top_prob" and isinstance(gamma, int | float) and 0 <= gamma <= 1
+    shows_gamma = settings.get("rule") in _BY_TOP_PROB and isinstance(gamma, int | float) and 0 <= gamma <= 1
     style, script = _asset("report.css"), _asset("report.js")
     return _template().render(
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
