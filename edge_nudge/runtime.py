@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edge_nudge.core.blending import TextTable
 from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import Event, Finished, ModelUsage, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
@@ -102,6 +103,7 @@ class Pair:
         self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
         self.curves = dict(curves or {})
         self._schedules = {role: Schedule(curve) for role, curve in self.curves.items()}
+        self._texts = TextTable(base, nudging)
         self._shelf = Shelf(cache_ram << 20)
         self._sessions = {
             role: Session(backend, self._prompt_batch(role, backend), self._shelf)
@@ -160,6 +162,7 @@ class Pair:
             seed=seed,
             clock=time.perf_counter,
             is_cancelled=lambda: is_cancelled,
+            texts=self._texts,
         )
         decoder.check()
         self._answer = Answer(decoder.run(), cancel)

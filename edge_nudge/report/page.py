@@ -102,6 +102,9 @@ class Turn:
     words: tuple[Word, ...]
 
 
+_BY_TOP_PROB = ("top_prob", "blend")  # the rules that compare gamma with the top-1 probability
+
+
 def render_page(trace: Trace) -> str:
     """Return the page of a trace."""
     words = list(_words(trace))
@@ -109,7 +112,7 @@ def render_page(trace: Trace) -> str:
     usage = _usage(trace)
     settings = trace.header.settings
     gamma = settings.get("gamma")
-    shows_gamma = settings.get("rule") == "top_prob" and isinstance(gamma, int | float) and 0 <= gamma <= 1
+    shows_gamma = settings.get("rule") in _BY_TOP_PROB and isinstance(gamma, int | float) and 0 <= gamma <= 1
     style = page_file(_PACKAGE, "common.css") + page_file(_PACKAGE, "report.css")
     script = page_file(_PACKAGE, "report.js")
     return _template().render(
