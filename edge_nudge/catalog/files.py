@@ -1,4 +1,4 @@
-"""The program's own folders, hashes of files anywhere, and small files written whole.
+"""The program's own folders, hashes of files anywhere, small files written whole, the lock of a fetch.
 
 Owns where data, cache, configuration and state lie, and when a file has to be read again for its hash. Never fetches
 and never knows a pair.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -144,6 +144,23 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def fetch_lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a fetch; where another process has it, say so and wait for it. Raises OSError."""
+    from filelock import FileLock, Timeout  # it brings asyncio
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process is fetching {what}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync_folder(folder: Path) -> None:
