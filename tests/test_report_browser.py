@@ -140,6 +140,17 @@ def test_the_page_is_as_wide_as_the_window(browser: Browser, page_path: Path, wi
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_narrow_window_cuts_no_column_off(browser: Browser, page_path: Path) -> None:
+    with opened(browser, page_path, script=True, width=360) as page:
+        cells = page.locator(":is(.turns, .totals) :is(td, tbody th, .author)")
+        rights = cells.evaluate_all("cells => cells.map(cell => cell.getBoundingClientRect().right)")
+        assert max(rights) <= 360 - 20  # the margin of the page
+        heads = page.locator(".totals thead .author").evaluate_all(
+            "found => found.map(one => [one.getBoundingClientRect().left, one.getBoundingClientRect().right])"
+        )
+        assert heads[0][1] < heads[1][0]
+
+
 def test_it_can_be_printed(browser: Browser, page_path: Path) -> None:
     with opened(browser, page_path, script=True) as page:
         page.keyboard.press("c")
