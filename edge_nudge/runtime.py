@@ -318,7 +318,7 @@ def open_pair(
     `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
     the affinity mask and cgroup quota; `*_gpu_layers` None: as many layers as fit if there is a GPU; `*_kv_type`:
     how the caches are kept, "f16", "q8_0" or "q4_0". `fit_check` False loads what will not fit into memory.
-    `cache_ram` in MiB for the caches of earlier conversations, 0 keeps none.
+    `cache_ram` in MiB for the caches of earlier conversations, at most what both models leave free; 0 keeps none.
     Raises InputError, FetchError, ModelFileError, EngineError, NoRoomError.
     """
     check_load_settings(
@@ -443,9 +443,11 @@ def _join(
         notes = [f"both models: {base.offload}"]
     else:
         notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
+    cache_ram, told = plan.cache_ram(cache_ram)
     curves = {
         role: curve_of(backend, plan.headers[role].path, n_threads=n_threads, directory=costs_dir(), say=tell)
         for role, backend in backends.items()
     }
     defects = {role: backend.defect for role, backend in backends.items() if backend.defect is not None}
+    notes += told
     return Pair(base, nudging, spec, notes=notes, threads=threads, defects=defects, curves=curves, cache_ram=cache_ram)
