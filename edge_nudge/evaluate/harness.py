@@ -96,7 +96,9 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
             if n_blanks:  # a token never ends in the blank before a word: it goes with the word
                 context, continuation = context[:-n_blanks], context[-n_blanks:] + continuation
             whole = self._ids(context + continuation)
-            n_context = len(self._ids(context)) if context else len(whole) - len(pair.base.tokenize(_bytes(continuation)))
+            n_context = (
+                len(self._ids(context)) if context else len(whole) - len(pair.base.tokenize(_bytes(continuation)))
+            )
             found.append(_sum(pair.score(whole, 1)[n_context:]))
         return found
 

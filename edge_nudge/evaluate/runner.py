@@ -148,12 +148,8 @@ class _Run:
                 return item.answer
 
             samples = self._harness(harness.EdgeNudgeLM(system, answerer, ask))
-        scored = [
-            _scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task
-        ]
-        return SystemResult(
-            name=system.name, settings=system.shown_settings, items=tuple(scored), **self._rule(system)
-        )
+        scored = [_scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task]
+        return SystemResult(name=system.name, settings=system.shown_settings, items=tuple(scored), **self._rule(system))
 
     def _harness(self, model: Any) -> dict[str, list[dict[str, Any]]]:
         """Run the harness over all tasks; return what it says of each item, by its name of the task."""

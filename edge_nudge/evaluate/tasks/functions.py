@@ -24,9 +24,7 @@ def rows(task: str, data: str | None = None, **metadata: Any) -> dict[str, Any]:
 
     folder = data or os.environ.get("EDGE_NUDGE_EVAL_DATA")
     if folder is None:
-        raise InputError(
-            "where is the data? give it as --metadata '{\"data\": \"FOLDER\"}' or in EDGE_NUDGE_EVAL_DATA"
-        )
+        raise InputError('where is the data? give it as --metadata \'{"data": "FOLDER"}\' or in EDGE_NUDGE_EVAL_DATA')
     found = read_rows(TASKS[task], Path(folder).expanduser())
     limit = metadata.get("limit")
     limit = limit.get(task) if isinstance(limit, Mapping) else limit
