@@ -8,7 +8,8 @@ answer names nothing of its kind, or several things at once, nothing is found. T
 2. "Answer:" may also head a whole solution, so it is a mark only where the thing itself follows at once.
 3. Without a mark the conclusion counts: the last sentence that has one; for a yes or no the first word too.
 4. What is only repeated answers nothing: the question's words ("yes or no"), a list of all choices, numbers of steps.
-5. A wrong form of the right thing is right: "$1,200.00" is 1200, "(b)" is B, "May 1, 2021" is 05/01/2021.
+5. A reckoning that breaks off in the middle comes to no number.
+6. A wrong form of the right thing is right: "$1,200.00" is 1200, "(b)" is B, "May 1, 2021" is 05/01/2021.
 """
 
 from __future__ import annotations
@@ -70,15 +71,17 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n|(?<=[.!?][*\")])\s|;")
 _DECORATION = "*_`\"'$\\({[<#~ \t\n>:"
 _NUM = r"(?:-?\$\s?-?|-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+"
 _NUMBER = re.compile(
-    rf"(?<![\w.,/])(?<![A-Za-z]-)(?:{_NUM})(?:/\d+)?(?!/?\d|[.,]\d|(?:st|nd|rd|th)\b)", re.ASCII | re.IGNORECASE
+    rf"(?<![\w.,/])(?<![A-Za-z]-)(?<!\d:)(?:{_NUM})(?:/\d+)?(?!/?\d|[.,:]\d|(?:st|nd|rd|th)\b)",
+    re.ASCII | re.IGNORECASE,
 )
 _OPERATOR = r"\s?(?:[-+*/×÷^]|x(?=[\s\d]))\s?\$?\d"
 _RESULT = re.compile(rf"[=≈][\s$*\\(\[{{]*({_NUMBER.pattern})(?!{_OPERATOR})(?!\s?=)", re.ASCII | re.IGNORECASE)
 _SUM = re.compile(_OPERATOR, re.ASCII)
-_BETWEEN = re.compile(r"\s?[-+*/×÷^x]\s?")  # two numbers of a sum that is not worked out
+_BETWEEN = re.compile(r"[)\]]?(?:\s[^\W\d_]{1,20}){0,2}\s?[-+*/×÷^x]\s?")  # two numbers of a sum that is not worked out
 _BOLD = re.compile(rf"\*\*\s?({_NUMBER.pattern})", re.ASCII | re.IGNORECASE)
 _STEP = re.compile(r"\bstep\s?#?\d{1,3}\b", re.ASCII | re.IGNORECASE)
 _LISTED = re.compile(r"^[^\w\n]{0,9}(\d{1,3})[.):]{1,2}(?=[ \t]{1,9}\S)", re.ASCII | re.MULTILINE)
+_FINISHED = re.compile(r"(?:[.!?)}\]*\"$%]\s?|\d(?:\s[^\W\d_]{1,20}){0,2})$", re.ASCII)
 _ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -122,6 +125,9 @@ _NAMING = re.compile(
     r"(?:\b(?:is|are|get|gives?|form|forms|becomes|makes|spells|word|string|result)|[=→:])[:\s]{0,3}[\"'*`]{1,3}"
     r"([^\W\d_]{2,60})[\"'*`.]|[=→:]\s?[*]{0,2}([^\W\d_]{2,60})[\s.*]*$",
     re.IGNORECASE | re.MULTILINE,
+)
+_NO_MORE_WORDS = re.compile(
+    r"[*\"')]{0,4}(?:\W{0,40}$|[.;:]|,?\s\(|,?\s(?:because|since|as|which|when|from|by|after)\b)", re.I
 )
 _FILLERS = frozenset(
     (
@@ -258,9 +264,11 @@ def _spelled(match: re.Match[str]) -> str:
 
 def _number(text: str, choices: Sequence[str]) -> str | None:
     """In the last sentence with a number: what a sum comes to, else what is bold, else the last one."""
+    places = [int(match.group(1)) for match in _LISTED.finditer(text)]
+    if _breaks_off(text, places[-1:]):
+        return None
     text = _STEP.sub(" ", text)
-    places = [match.group(1) for match in _LISTED.finditer(text)]
-    if len(places) > 1 or "1" in places:
+    if len(places) > 1 or 1 in places:
         text = _LISTED.sub(" ", text)
     for sentence in reversed(_sentences(text)):
         numbers = list(_NUMBER.finditer(sentence))
@@ -272,6 +280,15 @@ def _number(text: str, choices: Sequence[str]) -> str | None:
         between = sentence[numbers[-2].end() : numbers[-1].start()] if len(numbers) > 1 else ""
         return None if _BETWEEN.fullmatch(between) else _clean(numbers[-1].group())
     return None
+
+
+def _breaks_off(text: str, last_place: list[int]) -> bool:
+    """Tell whether a text of some length ends in the middle of a sentence, or where a step should begin."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if sum(re.search(r"\w", part) is not None for part in _sentences(_STEP.sub(" ", text))) < 3:
+        return False
+    is_next = any(re.fullmatch(rf"\W{{0,9}}{place + 1}[.)]?", lines[-1]) for place in last_place)
+    return is_next or _STEP.search(lines[-1][-12:]) is not None or _FINISHED.search(lines[-1]) is None
 
 
 def _span(choices: Sequence[str]) -> str:
@@ -327,13 +344,14 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
     first = next((line for line in text.split("\n") if re.search(r"\w", line)), "")
     if (bare := re.fullmatch(rf"\W*([{either}])\W*", first)) is not None:
         return bare.group(1).upper()
-    if len(set(heads)) > 1:  # a list of the choices, or a look at each
+    is_list = len(set(heads)) > 1  # of the choices, or a look at each
+    if is_list:
         text = lines.sub("\n", text)
     mention = re.compile(
         rf"\(([{either}])\)"
         rf"|\b(?i:option|choice|letter|answer)\s[(*\"]{{0,3}}(?:([{span}])|([{span.lower()}])(?!\s\w))(?![\w'])"
-        rf"|^[^\w\n]{{0,6}}([{span}])[*]{{0,2}}[.):](?=[\s*]|$)"
-        rf"|(?<![\w'-])([{span}])\b[)*\"]{{0,3}}\sis\s(?:the\s)?(?:correct|right|best)\b",
+        rf"|(?<![\w'-])([{span}])\b[)*\"]{{0,3}}\sis\s(?:the\s)?(?:correct|right|best)\b"
+        + ("" if is_list else rf"|^[^\w\n]{{0,6}}([{span}])[*]{{0,2}}[.):](?=[\s*]|$)"),
         re.MULTILINE,
     )
     sentences = _sentences(text)
@@ -441,7 +459,8 @@ def _letters_at(line: str, choices: Sequence[str]) -> Found:
         return named.start(), (named.group(1) or named.group(2)).casefold()
     for word in _WORD.finditer(line):
         if word.group().casefold() not in _FILLERS:
-            return word.start(), word.group().casefold()
+            is_one = _NO_MORE_WORDS.match(line, word.end()) is not None  # names in a row are the question's
+            return (word.start(), word.group().casefold()) if is_one else None
     return None
 
 
