@@ -289,6 +289,7 @@ def find_pair(
         manifest.gamma,
         base_prompt_format or manifest.base.prompt_format,
         manifest.nudging.chat_template,
+        manifest.rule,
     )
 
 

@@ -22,7 +22,7 @@ DEFAULT_BASE_FORMAT = "qa"
 
 @dataclass(frozen=True, slots=True)
 class PairSpec:
-    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold."""
+    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold, for its `rule`."""
 
     base: Path
     nudging: Path
@@ -30,6 +30,7 @@ class PairSpec:
     gamma: float | None = None
     base_prompt_format: str = DEFAULT_BASE_FORMAT
     chat_template: str | None = None  # None: the nudging model's own
+    rule: Rule = Rule.TOP_PROB
     nudging_adapter: Path | None = None  # a LoRA adapter: the nudging model is the base model with it
 
     @property
@@ -40,10 +41,15 @@ class PairSpec:
         return self.name or f"{model_label(self.base)}+{model_label(self.nudging_adapter or self.nudging)}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
-        """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
-        if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:
+        """Return the request with the pair's own rule where none was given, and its threshold where that is its rule's."""
+        nudge = request.nudge
+        rule = nudge.rule if "rule" in nudge.model_fields_set else self.rule
+        changes: dict[str, object] = {} if rule is nudge.rule else {"rule": rule}
+        if nudge.gamma is None and rule is self.rule and self.gamma is not None:
+            changes["gamma"] = self.gamma
+        if not changes:
             return request
-        return request.model_copy(update={"nudge": request.nudge.model_copy(update={"gamma": self.gamma})})
+        return request.model_copy(update={"nudge": nudge.model_copy(update=changes)})
 
 
 def plan_load(

@@ -30,6 +30,32 @@ class Answerer(Protocol):
     def answer(self, request: GenerateRequest) -> Answering: ...
 
 
+class Stop:
+    """A wish to stop, from any thread: the answer that is being written is cancelled, and no other is begun."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._current: Answering | None = None
+
+    def ask(self) -> None:
+        self.is_asked = True
+        if (current := self._current) is not None:
+            current.cancel()
+
+    def read(self, answerer: Answerer, request: GenerateRequest) -> Answered:
+        """Answer a request. Raises EngineError, and CancelledError where a stop was asked for."""
+        if self.is_asked:
+            raise CancelledError("the evaluation was stopped")
+        self._current = answerer.answer(request)
+        try:
+            if self.is_asked:  # in between
+                self._current.cancel()
+            return read_answer(self._current)
+        finally:
+            self._current.close()
+            self._current = None
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """A whole answer."""

@@ -30,6 +30,7 @@ class Kind(str, Enum):
     PLAUSIBLE = "plausible"
     DATE = "date"
     LETTERS = "letters"
+    TEXT = "text"  # any words: the right answer is one that has them
 
 
 Found = tuple[int, str] | None  # where it begins, and what it is
@@ -140,6 +141,8 @@ _FILLERS = frozenset(
 
 def find_answer(kind: Kind, text: str, choices: Sequence[str] = ()) -> str | None:
     """Return what `text` answers, in the form of the right answers of its kind; None where it names nothing."""
+    if kind is Kind.TEXT:  # it may stand anywhere
+        return text.strip() or None
     text = _plain(text)
     at, conclude = _FINDERS[kind]
     for part, is_weak in _marked(kind, text):
@@ -167,13 +170,22 @@ def is_right(kind: Kind, found: str | None, gold: str) -> bool:
     if kind is Kind.NUMBER:
         value = _value(found)
         return value is not None and value == _value(gold)
+    if kind is Kind.TEXT:
+        return _has(_folded(found), _folded(gold).rstrip(".,"))
     return found.casefold() == _gold(kind, gold).casefold()
+
+
+def kind_of_gold(gold: str) -> Kind:
+    """Return what kind of thing a right answer is: a number, or words."""
+    return Kind.TEXT if _value(gold.strip()) is None else Kind.NUMBER
 
 
 def is_answer(kind: Kind, gold: str) -> bool:
     """Tell whether a right answer has the form that answers are found in: no other can ever be given."""
     if kind is Kind.NUMBER:
         return _value(gold) is not None
+    if kind is Kind.TEXT:
+        return _folded(gold).strip(".,") != ""
     if kind is Kind.LETTERS:
         return _WORD.fullmatch(gold) is not None
     if kind is Kind.DATE:
@@ -356,7 +368,7 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
     )
     sentences = _sentences(text)
     for part in (sentences[-1] if sentences else "", text):
-        found = {next(filter(None, m.groups())).upper() for m in mention.finditer(part)}
+        found: set[str] = {next(filter(None, m.groups())).upper() for m in mention.finditer(part)}
         if len(found) == 1:
             return found.pop()
     if found:
@@ -370,18 +382,19 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
 def _named(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the one choice whose words stand in the text."""
     folded = _folded(text)
-    words = [_folded(choice).rstrip(".") for choice in choices[:26]]
-    named = [
-        (len(own), i)
-        for i, own in enumerate(words)
-        if own and re.search(rf"(?<![\w.,-]){re.escape(own)}(?!\w|[.,]\d)", folded)
-    ]
+    words = [_folded(choice).rstrip(".,") for choice in choices[:26]]
+    named = [(len(own), i) for i, own in enumerate(words) if _has(folded, own)]
     if not named:
         return None
     longest = words[max(named)[1]]
     if any(words[i] not in longest or (words[i] == longest and i != max(named)[1]) for _, i in named):
         return None
     return chr(ord("A") + max(named)[1])
+
+
+def _has(folded: str, words: str) -> bool:
+    """Tell whether words stand in a text, and not as part of other words or numbers; both are folded."""
+    return bool(words) and re.search(rf"(?<![\w.,-]){re.escape(words)}(?!\w|[.,]\d)", folded) is not None
 
 
 def _folded(text: str) -> str:

@@ -26,6 +26,7 @@ _FORMS = {
     Kind.PLAUSIBLE: "plausible or implausible",
     Kind.DATE: "date as MM/DD/YYYY",
     Kind.LETTERS: "word",
+    Kind.TEXT: "text with words or numbers",
 }
 
 
@@ -87,19 +88,20 @@ def _problem(task: Task, row: Any) -> str | None:
         return None if all(isinstance(part, dict) for part in kwargs) else "each of its kwargs is an object"
     if not _is_name(row.get("id")) or not _is_text(row.get("question")):
         return "it needs an id and a question"
-    if task.kind is not None and not _is_text(row.get("answer")):
+    if not task.is_open_ended and not _is_text(row.get("answer")):
         return "it needs an answer, as a text"
     choices: list[str] | None = row.get("choices")
     context = row.get("context")
     if not isinstance(context, (str, type(None))) or not (choices is None or _is_texts(choices)):
         return "its context is a text or null, its choices are a list of texts or null"
-    if task.kind is Kind.CHOICE:
+    kind = task.kind_of(row)
+    if kind is Kind.CHOICE:
         if choices is None or not 2 <= len(choices) <= MAX_CHOICES:
             return f"it needs a list of 2 to {MAX_CHOICES} choices"
         if row["answer"] not in [letter(i) for i in range(len(choices))]:
             return f"its answer is {row['answer']!r}, no letter of one of its {len(choices)} choices"
-    elif task.kind is not None and not is_answer(task.kind, row["answer"]):
-        return f"its answer is {row['answer']!r}, which is no {_FORMS[task.kind]}"
+    elif kind is not None and not is_answer(kind, row["answer"]):
+        return f"its answer is {row['answer']!r}, which is no {_FORMS[kind]}"
     return None
 
 

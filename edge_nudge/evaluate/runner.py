@@ -27,13 +27,13 @@ from edge_nudge.catalog.files import hash_file, write_whole
 from edge_nudge.core.request import GenerateRequest, build_request
 from edge_nudge.document import about_pair, pair_document
 from edge_nudge.errors import InputError, ModelFileError
-from edge_nudge.evaluate.answering import Answerer, read_answer
+from edge_nudge.evaluate.answering import Answerer, Stop
 from edge_nudge.evaluate.answers import find_answer
 from edge_nudge.evaluate.kept import KeptAnswers, key_of
 from edge_nudge.evaluate.plan import Plan, load_changes
 from edge_nudge.evaluate.questions import Task, gold_of, row_id
 from edge_nudge.evaluate.results import ItemResult, Results, SystemResult, TaskAbout
-from edge_nudge.evaluate.systems import Kind, System
+from edge_nudge.evaluate.systems import Kind, Setting, System
 from edge_nudge.evaluate.tasks.functions import row_of
 from edge_nudge.runtime import Pair, load_pair
 from edge_nudge.spec import PairSpec
@@ -69,7 +69,7 @@ def evaluate(
     machine: str = "",
     on_step: Callable[[Step], None] = lambda step: None,
     say: Callable[[str], None] | None = None,
-    on_answerer: Callable[[Answerer], None] = lambda answerer: None,
+    stop: Stop | None = None,
 ) -> Results:
     """Ask everything and return all that was found; `results.json` is written on the way, after each system.
 
@@ -80,7 +80,7 @@ def evaluate(
         stack.enter_context(_locked(plan.folder))
         stack.enter_context(_quiet_and_offline())
         _check_identity(plan, spec, load)
-        run = _Run(plan, spec, load, counts, on_step, say, on_answerer)
+        run = _Run(plan, spec, load, counts, on_step, say, stop or Stop())
         stack.callback(run.close)
         results = Results(
             command=command,
@@ -120,10 +120,10 @@ class _Run:
         counts: Mapping[str, tuple[int, int]],
         on_step: Callable[[Step], None],
         say: Callable[[str], None] | None,
-        on_answerer: Callable[[Answerer], None],
+        stop: Stop,
     ) -> None:
         self._plan, self._spec, self._load = plan, spec, load
-        self._on_step, self._say, self._on_answerer = on_step, say, on_answerer
+        self._on_step, self._say, self._stop = on_step, say, stop
         self._n_done, self._n_all = 0, len(plan.systems) * sum(n_items for _, n_items in counts.values())
         self._stack = ExitStack()
         self._loaded: tuple[str, dict[str, Any]] | None = None
@@ -152,7 +152,8 @@ class _Run:
 
             samples = self._harness(harness.EdgeNudgeLM(system, answerer, ask))
         scored = [_scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task]
-        return SystemResult(name=system.name, settings={**system.shown_settings}, items=tuple(scored), **self._rule(system))
+        shown: dict[str, Setting | None] = {**system.shown_settings}
+        return SystemResult(name=system.name, settings=shown, items=tuple(scored), **self._rule(system))
 
     def _harness(self, model: Any) -> dict[str, list[dict[str, Any]]]:
         """Run the harness over all tasks; return what it says of each item, by its name of the task."""
@@ -184,7 +185,7 @@ class _Run:
         key = key_of(task.name, row_id(task, row), _marks(resolved, load_changes(system, self._plan)))
         if (item := kept.get(key)) is not None:
             return item, True
-        answered = read_answer(answerer.answer(request))
+        answered = self._stop.read(answerer, request)
         usage = answered.finished.usage
         item = ItemResult(
             task=task.name,
@@ -220,7 +221,6 @@ class _Run:
             spec = replace(self._spec, **wanted[1])
             self._answerer = self._load_one(system, spec)
             self._loaded = wanted
-            self._on_answerer(self._answerer)
         return self._answerer
 
     def _load_one(self, system: System, spec: PairSpec) -> Answerer:
@@ -278,7 +278,8 @@ def _scored(task: Task, sample: dict[str, Any], items: Mapping[tuple[str, str], 
     row = row_of(sample["doc"])
     item = items[task.name, row_id(task, row)]
     metrics = {name: float(sample[name]) for name in sample["metrics"]}
-    found = None if task.kind is None else find_answer(task.kind, item.answer, row.get("choices") or ())
+    kind = task.kind_of(row)
+    found = None if kind is None else find_answer(kind, item.answer, row.get("choices") or ())
     return item.model_copy(update={"metrics": metrics, "score": metrics.get(task.metric), "extracted": found})
 
 

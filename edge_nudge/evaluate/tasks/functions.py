@@ -60,8 +60,10 @@ def score(task: Task, row: dict[str, Any], answer: str) -> dict[str, float]:
     if task.is_instructions:
         from edge_nudge.evaluate.instructions import score_instructions
 
-        return score_instructions(row, answer)
-    if task.kind is None:
+        figures = score_instructions(row, answer)
+        return {name: value for name, value in figures.items() if name != "n_instructions"}
+    kind = task.kind_of(row)
+    if kind is None:
         return {"answered": float(answer.strip() != "")}
-    found = find_answer(task.kind, answer, row.get("choices") or ())
-    return {"acc": float(is_right(task.kind, found, str(row["answer"]))), "answered": float(found is not None)}
+    found = find_answer(kind, answer, row.get("choices") or ())
+    return {"acc": float(is_right(kind, found, str(row["answer"]))), "answered": float(found is not None)}
