@@ -118,7 +118,7 @@ def _known(kind: Kind) -> tuple[str, ...]:
 
 def _value(name: str, key: str, text: str) -> Setting:
     """Read a value as its setting wants it; whether it may be so is the request's to say."""
-    if key in ("format", "rule"):
+    if key in ("format", "rule") or len(text) > 40:
         return text
     if text in _WORDS:
         return _WORDS[text]
