@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edge_nudge.core.answer import Answer as Answer
 from edge_nudge.core.blending import TextTable
 from edge_nudge.core.decoder import Decoder
-from edge_nudge.core.events import Event, Finished, ModelUsage, Role, TokenScore
+from edge_nudge.core.events import ModelUsage, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
@@ -47,29 +48,6 @@ DEFAULT_KV_TYPE = "f16"
 MAX_SETTING = 1 << 24
 DEFAULT_CACHE_RAM = 512
 PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
-
-
-class Answer(Iterator[Event]):
-    """The events of one answer. `cancel` ends it with Finished("cancelled"); `close` drops it at once."""
-
-    def __init__(self, events: Iterator[Event], cancel: Callable[[], None]) -> None:
-        self._events = events
-        self.cancel = cancel
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def finish(self) -> Finished:
-        """Run the answer to its end and return the last event. Raises EngineError."""
-        for event in self:
-            if isinstance(event, Finished):
-                return event
-        raise AssertionError("an answer ends with Finished")
-
-    def close(self) -> None:
-        close = getattr(self._events, "close", None)
-        if close is not None:
-            close()
 
 
 class Pair:

@@ -1,7 +1,8 @@
 """The tasks: which rows, how they are asked, what kind of answer they want.
 
 Owns the list of tasks and the wording of the questions, which is ours; which tasks they are is the paper's choice (Fei,
-Razeghi, Singh, arXiv 2410.09300), and IFEval (Zhou et al., arXiv 2311.07911); the last two hold questions of a user's own. Never reads a file.
+Razeghi, Singh, arXiv 2410.09300), and IFEval (Zhou et al., arXiv 2311.07911); two hold questions of a user's own. Never
+reads a file.
 
 1. Zero-shot: a question and the form of its answer, nothing else, and the same for every system.
 2. The form asked for ("The answer is ...") is the one that answers.py looks for first. It has no placeholder: small
