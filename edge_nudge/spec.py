@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from edge_nudge.engine.fitting import Plan
 
 DEFAULT_BASE_FORMAT = "qa"
-PAIR_RULES = frozenset((Rule.TOP_PROB, Rule.TOKEN, Rule.BLEND))  # whose threshold is one for the base model's own probabilities
+PAIR_RULES = frozenset(
+    (Rule.TOP_PROB, Rule.TOKEN, Rule.BLEND)
+)  # whose threshold is one for the base model's own probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class PairSpec:
-    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold, for its `rule`."""
+    """Which files make a pair, and how they are spoken to. `rule` and `gamma` are the pair's own defaults."""
 
     base: Path
     nudging: Path
