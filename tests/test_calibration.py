@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_nudge.catalog.choices import save_choice
+from edge_nudge.evaluate.choices import save_choice
 from edge_nudge.catalog.manifest import load_manifest, user_pairs_dir
 from edge_nudge.core.request import Rule, build_request
 from edge_nudge.errors import InputError
@@ -231,9 +231,8 @@ def test_a_shipped_pair_is_extended_and_its_new_setting_used() -> None:
 def test_comments_and_other_fields_of_a_users_manifest_stay() -> None:
     path = user_pairs_dir() / "demo.toml"
     path.parent.mkdir(parents=True)
-    path.write_text(
-        '# mine\nextends = "demo"\ntitle = "My demo"  # a title\ngamma = 0.5 # old\n\n[nudging]\nthinking = "off"\n'
-    )
+    head = '# mine\nextends = "demo"\ntitle = "My demo"  # a title\n'
+    path.write_text(f'{head}gamma = 0.5 # old\n\n[nudging]\nthinking = "off"\n')
     save_choice(PairSpec(Path("b"), Path("n"), "demo"), "demo", Rule.TOP_PROB, 0.2)
     assert path.read_text().startswith(f"{head}gamma = 0.2 # old\n")
     assert load_manifest("demo").nudging.thinking == "off"
