@@ -492,7 +492,7 @@ evaluations = st.builds(
     started=texts,
     machine=texts,
     pair=st.dictionaries(st.sampled_from(["name", "base", "nudging"]), models),
-    limit=st.none() | st.integers(0, 9),
+    limit=st.dictionaries(texts, st.integers(0, 9), max_size=2),
     half=st.sampled_from([None, "first", "second"]),
     tasks=st.lists(
         st.builds(
