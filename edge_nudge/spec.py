@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from edge_nudge.engine.fitting import Plan
 
 DEFAULT_BASE_FORMAT = "qa"
+PAIR_RULES = frozenset(
+    (Rule.TOP_PROB, Rule.TOKEN, Rule.BLEND)
+)  # whose threshold is one for the base model's own probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class PairSpec:
-    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold, for its `rule`."""
+    """Which files make a pair, and how they are spoken to. `rule` and `gamma` are the pair's own defaults."""
 
     base: Path
     nudging: Path
@@ -41,11 +44,13 @@ class PairSpec:
         return self.name or f"{model_label(self.base)}+{model_label(self.nudging_adapter or self.nudging)}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
-        """Return the request with the pair's own rule where none was given, and its threshold where that is its rule's."""
+        """Return the request with the pair's own rule where none was given, and its threshold where that
+        fits the rule."""
         nudge = request.nudge
         rule = nudge.rule if "rule" in nudge.model_fields_set else self.rule
         changes: dict[str, object] = {} if rule is nudge.rule else {"rule": rule}
-        if nudge.gamma is None and rule is self.rule and self.gamma is not None:
+        has_one_scale = rule is self.rule or {rule, self.rule} <= PAIR_RULES
+        if nudge.gamma is None and has_one_scale and self.gamma is not None:
             changes["gamma"] = self.gamma
         if not changes:
             return request

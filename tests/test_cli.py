@@ -236,8 +236,13 @@ BAD_VALUES = [
     ),
     (
         "--rule best",
-        "invalid value for '--rule': 'best' is not one of 'top_prob', 'entropy', 'margin', 'base-only', "
-        "'nudging-only'. Try 'edge-nudge run --help'.",
+        "invalid value for '--rule': 'best' is not one of 'top_prob', 'entropy', 'margin', 'token', 'bet', 'blend', "
+        "'base-only', 'nudging-only'. Try 'edge-nudge run --help'.",
+    ),
+    (
+        "--rule bet --gamma 1.5",
+        "--gamma 1.5: for the rule bet it is a difference of two probabilities, 0 to 1, and 1.5 is above: 1 lets the "
+        "base model write everything behind the opening word",
     ),
     (
         "--base-prompt-format none",

@@ -30,7 +30,7 @@ KEY_VARIABLE = "EDGE_NUDGE_JUDGE_KEY"
 _OF_JUDGE = ("judge_model", "first", "second")
 
 
-@click.command(short_help="Put the answers of an evaluation side by side, or let a judge compare them.")
+@click.command(short_help="Put answers side by side, or let a judge compare them.")
 @click.argument("folder", metavar="[DIR]", default="evaluation", shell_complete=complete_files)
 @click.option("--task", multiple=True, metavar="TASK", help="Only this task; default: those without a known answer.")
 @click.option(

@@ -86,10 +86,11 @@ def evaluate(context: click.Context, /, **values: Any) -> None:
     \b
     Systems (--systems, with commas):
       base, nudging    one model of the pair alone
-      nudged           both; nudged:rule=margin+gamma=0.3, nudged:lookahead=16, nudged:format=plain, ...
+      nudged           both; with other settings nudged:rule=margin+gamma=0.3, nudged:lookahead=16
       urial            the base model alone behind three constant examples
       aligned          a large aligned model, --aligned MODEL
-      ensemble, proxy  the average of both models, and proxy tuning with --untuned MODEL: for one vocabulary
+      ensemble         the average of both models, where they have one vocabulary
+      proxy            proxy tuning, with --untuned MODEL, likewise
 
     \b
     Examples:
@@ -206,8 +207,8 @@ def _machine() -> str:
 
 
 def _report(plan: Plan, results: Results, values: dict[str, Any]) -> None:
+    from edge_nudge.evaluate.files import write_report
     from edge_nudge.evaluate.markdown import markdown_table
-    from edge_nudge.evaluate.report import write_report
     from edge_nudge.evaluate.summary import summarize
 
     summary = summarize(results)

@@ -21,7 +21,7 @@ from edge_nudge.errors import InputError
 F = TypeVar("F", bound=Callable[..., Any])
 
 # The values of request.Rule and the names of template.base_format, written here so that --help imports neither.
-RULES = ("top_prob", "entropy", "margin", "base-only", "nudging-only")
+RULES = ("top_prob", "entropy", "margin", "token", "bet", "blend", "base-only", "nudging-only")
 FORMATS = ("plain", "qa", "chat")
 KV_TYPES = ("f16", "q8_0", "q4_0")  # engine/footprint.py
 

@@ -98,7 +98,7 @@ def _checkers_of(row: Mapping[str, Any]) -> list[_Checker]:
 
 
 def _checker(registry: Mapping[str, Any], kind: Any, values: Any) -> _Checker:
-    if kind not in registry:
+    if not isinstance(kind, str) or kind not in registry:
         raise InputError(f"{kind}: no such instruction is known")
     if not isinstance(values, Mapping):
         raise InputError(f"{kind}: its kwargs are {type(values).__name__}, not an object")
@@ -133,7 +133,7 @@ def _is_same(given: Any, used: Any) -> bool:
     if isinstance(given, str) and isinstance(used, str):
         return given.strip().lower() == used.strip().lower()
     if _is_list(given) and _is_list(used):
-        return set(given) == set(used)
+        return {str(one) for one in given} == {str(one) for one in used}
     return bool(given == used)
 
 

@@ -215,10 +215,11 @@ class _Run:
 
     def _open(self, system: System) -> Answerer:
         """Return what answers for this system, loaded if need be."""
-        wanted = (system.kind.value if system.kind.is_mixture else "pair", load_changes(system, self._plan))
+        changes = load_changes(system, self._plan)
+        wanted = (f"{system.kind.value} {system.alpha}" if system.kind.is_mixture else "pair", changes)
         if self._answerer is None or wanted != self._loaded:
             self._stack.close()
-            spec = replace(self._spec, **wanted[1])
+            spec = replace(self._spec, **changes)
             self._answerer = self._load_one(system, spec)
             self._loaded = wanted
         return self._answerer
@@ -229,7 +230,7 @@ class _Run:
 
             mixture: Answerer = self._stack.enter_context(
                 open_mixture(
-                    system.kind.value,
+                    "proxy" if system.kind is Kind.PROXY else "ensemble",
                     spec,
                     untuned=self._plan.untuned if system.kind is Kind.PROXY else None,
                     alpha=system.alpha,
@@ -238,7 +239,7 @@ class _Run:
                 )
             )
             return mixture
-        pair: Pair = self._stack.enter_context(load_pair(spec, **self._load, say=self._say))
+        pair: Pair = self._stack.enter_context(load_pair(spec, **{"cache_ram": 0, **self._load}, say=self._say))
         if not self.pair or not load_changes(system, self._plan):
             self.pair = pair_document(about_pair(pair))
         return pair
