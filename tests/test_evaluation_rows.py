@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,9 @@ def test_a_plan_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=said):
             wrong.check()
+    for seed in (-1, 2**63):
+        with pytest.raises(InputError, match="seed is"):
+            replace(plan("base"), seed=seed).check()
     assert not (tmp_path / "out").exists()
 
 

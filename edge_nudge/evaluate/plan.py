@@ -46,6 +46,8 @@ class Plan:
 
     def check(self) -> dict[str, tuple[int, int]]:
         """Return rows and chosen items by task. Raises InputError for what would fail later."""
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: it is from 0 to {2**63 - 1}")
         kinds = {system.kind for system in self.systems}
         for kind, file, option in ((Kind.ALIGNED, self.aligned, "aligned"), (Kind.PROXY, self.untuned, "untuned")):
             if kind in kinds and file is None:
