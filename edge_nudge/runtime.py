@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edge_nudge.core.answer import Answer as Answer
+from edge_nudge.core.blending import TextTable
 from edge_nudge.core.decoder import Decoder
-from edge_nudge.core.events import Event, Finished, ModelUsage, Role, TokenScore
+from edge_nudge.core.events import ModelUsage, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import make_policy
 from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
@@ -46,29 +48,6 @@ DEFAULT_KV_TYPE = "f16"
 MAX_SETTING = 1 << 24
 DEFAULT_CACHE_RAM = 512
 PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
-
-
-class Answer(Iterator[Event]):
-    """The events of one answer. `cancel` ends it with Finished("cancelled"); `close` drops it at once."""
-
-    def __init__(self, events: Iterator[Event], cancel: Callable[[], None]) -> None:
-        self._events = events
-        self.cancel = cancel
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def finish(self) -> Finished:
-        """Run the answer to its end and return the last event. Raises EngineError."""
-        for event in self:
-            if isinstance(event, Finished):
-                return event
-        raise AssertionError("an answer ends with Finished")
-
-    def close(self) -> None:
-        close = getattr(self._events, "close", None)
-        if close is not None:
-            close()
 
 
 class Pair:
@@ -102,6 +81,7 @@ class Pair:
         self._template = ChatTemplate(spec.chat_template or nudging.info.chat_template)
         self.curves = dict(curves or {})
         self._schedules = {role: Schedule(curve) for role, curve in self.curves.items()}
+        self._texts = TextTable(base, nudging)
         self._shelf = Shelf(cache_ram << 20)
         self._sessions = {
             role: Session(backend, self._prompt_batch(role, backend), self._shelf)
@@ -160,6 +140,7 @@ class Pair:
             seed=seed,
             clock=time.perf_counter,
             is_cancelled=lambda: is_cancelled,
+            texts=self._texts,
         )
         decoder.check()
         self._answer = Answer(decoder.run(), cancel)
@@ -289,6 +270,7 @@ def find_pair(
         manifest.gamma,
         base_prompt_format or manifest.base.prompt_format,
         manifest.nudging.chat_template,
+        manifest.rule,
     )
 
 
@@ -314,7 +296,7 @@ def open_pair(
     `ctx_size` in tokens, for each model, at most what it was trained for; `threads` None: physical cores within
     the affinity mask and cgroup quota; `*_gpu_layers` None: as many layers as fit if there is a GPU; `*_kv_type`:
     how the caches are kept, "f16", "q8_0" or "q4_0". `fit_check` False loads what will not fit into memory.
-    `cache_ram` in MiB for the caches of earlier conversations, 0 keeps none.
+    `cache_ram` in MiB for the caches of earlier conversations, at most what both models leave free; 0 keeps none.
     Raises InputError, FetchError, ModelFileError, EngineError, NoRoomError.
     """
     check_load_settings(
@@ -439,9 +421,11 @@ def _join(
         notes = [f"both models: {base.offload}"]
     else:
         notes = [f"base model: {base.offload}", f"nudging model: {nudging.offload}"]
+    cache_ram, told = plan.cache_ram(cache_ram)
     curves = {
         role: curve_of(backend, plan.headers[role].path, n_threads=n_threads, directory=costs_dir(), say=tell)
         for role, backend in backends.items()
     }
     defects = {role: backend.defect for role, backend in backends.items() if backend.defect is not None}
+    notes += told
     return Pair(base, nudging, spec, notes=notes, threads=threads, defects=defects, curves=curves, cache_ram=cache_ram)

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from edge_nudge.engine.fitting import Plan
 
 DEFAULT_BASE_FORMAT = "qa"
+PAIR_RULES = frozenset(
+    (Rule.TOP_PROB, Rule.TOKEN, Rule.BLEND)
+)  # whose threshold is one for the base model's own probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class PairSpec:
-    """Which files make a pair, and how they are spoken to. `gamma` is the pair's own default threshold."""
+    """Which files make a pair, and how they are spoken to. `rule` and `gamma` are the pair's own defaults."""
 
     base: Path
     nudging: Path
@@ -30,6 +33,7 @@ class PairSpec:
     gamma: float | None = None
     base_prompt_format: str = DEFAULT_BASE_FORMAT
     chat_template: str | None = None  # None: the nudging model's own
+    rule: Rule = Rule.TOP_PROB
     nudging_adapter: Path | None = None  # a LoRA adapter: the nudging model is the base model with it
 
     @property
@@ -40,10 +44,17 @@ class PairSpec:
         return self.name or f"{model_label(self.base)}+{model_label(self.nudging_adapter or self.nudging)}"
 
     def resolve(self, request: GenerateRequest) -> GenerateRequest:
-        """Return the request with the pair's own threshold where the paper's rule is used and none was given."""
-        if request.nudge.gamma is not None or request.nudge.rule is not Rule.TOP_PROB or self.gamma is None:
+        """Return the request with the pair's own rule where none was given, and its threshold where that
+        fits the rule."""
+        nudge = request.nudge
+        rule = nudge.rule if "rule" in nudge.model_fields_set else self.rule
+        changes: dict[str, object] = {} if rule is nudge.rule else {"rule": rule}
+        has_one_scale = rule is self.rule or {rule, self.rule} <= PAIR_RULES
+        if nudge.gamma is None and has_one_scale and self.gamma is not None:
+            changes["gamma"] = self.gamma
+        if not changes:
             return request
-        return request.model_copy(update={"nudge": request.nudge.model_copy(update={"gamma": self.gamma})})
+        return request.model_copy(update={"nudge": nudge.model_copy(update=changes)})
 
 
 def plan_load(

@@ -163,15 +163,6 @@ class Worker:
         """Start the thread and load the pair in it."""
         self._thread.start()
 
-    def wait_loaded(self, timeout_s: float | None = None) -> bool:
-        """Wait for the first load to end; False where the time was too short. Raises what the load raised."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._n_attempts, timeout_s):
-                return False
-            if self._state is WorkerState.FAILED and self._error is not None:
-                raise self._error
-            return True
-
     def submit(self, work: Work, listen: Listen, *, job_id: str | None = None) -> Job:
         """Queue a job; `work` and `listen` are called in the worker thread.
 

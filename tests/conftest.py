@@ -15,6 +15,9 @@ from hypothesis import settings
 from vocabularies import find_vocabularies
 
 if TYPE_CHECKING:
+    from playground import Open, ScriptedServer
+    from playwright.sync_api import Browser
+
     from edge_nudge.engine.llama import LlamaBackend
 
 # A deadline measures the machine, which tests share with others.
@@ -81,3 +84,36 @@ def open_vocab(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Llama
     yield open_one
     for backend in opened.values():
         backend.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; without one the test is skipped."""
+    import playground
+
+    with playground.browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def scripted_server() -> Iterator[ScriptedServer]:
+    """A server with the playground that answers by script; `scripted` is what a test takes."""
+    import playground
+
+    with playground.scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+def scripted(scripted_server: ScriptedServer) -> ScriptedServer:
+    """The scripted server, with the usual script."""
+    scripted_server.reset()
+    return scripted_server
+
+
+@pytest.fixture
+def visit(browser: Browser, scripted: ScriptedServer) -> Iterator[Open]:
+    """Open the page of the scripted server."""
+    import playground
+
+    yield from playground.visits(browser, scripted)

@@ -22,7 +22,7 @@ from cli_fakes import LONG, SHORT, Script, fake_pair, text_of
 
 from edge_nudge.runtime import Pair
 from edge_nudge.server.app import Limits, Served, make_app
-from edge_nudge.worker import Worker
+from edge_nudge.worker import Worker, WorkerState
 
 WAIT_S = 20.0
 SERVED = Served(id="fake", aliases=("fake-latest",), created=1_700_000_000)
@@ -31,13 +31,27 @@ QUESTION = [{"role": "user", "content": "What colour is the sky?"}]
 SHORT_TEXT = text_of(SHORT)
 
 
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.002)
+
+
+def wait_until_loaded(worker: Worker) -> None:
+    """Wait for the first load to end well."""
+    wait_for(lambda: worker.describe().state is not WorkerState.LOADING)
+    assert worker.describe().error is None
+
+
 @contextmanager
 def a_worker(load: Callable[[], Pair] | None = None, *, script: Script = SHORT, **settings: Any) -> Iterator[Worker]:
     """A worker with a loaded fake pair; settings that the worker does not know go to the pair."""
     own = {name: settings.pop(name) for name in ("max_queue", "keep_alive_s") if name in settings}
     worker = Worker(load or (lambda: fake_pair(script, **settings)), **own)
     worker.start()
-    assert worker.wait_loaded(WAIT_S)
+    wait_until_loaded(worker)
     try:
         yield worker
     finally:

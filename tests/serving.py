@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,13 @@ class Server:
 Start = Callable[..., Server]
 
 
+def kill_all(servers: Iterable[Server]) -> None:
+    """End those that still run."""
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()
+
+
 def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Make a fixture that starts servers: `start("--tcp", script="long", delay_s=0.01)`."""
     folder = tmp_path / "run"
@@ -103,9 +110,8 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         return server
 
     yield start
+    kill_all(started)
     for server in started:
-        if server.process.poll() is None:
-            server.kill()
         for stream in (server.process.stdout, server.process.stderr):
             if stream is not None:
                 stream.close()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import LONG, SHORT, Invoke, invoker, no_load, text_of
+from children import LONG_TEXT, check_cancelled, read_until
+from cli_fakes import SHORT, Invoke, invoker, no_load, text_of
 from raw_server import raw_server
 from serving import FILES, TIMEOUT_S, Server, Start, starter
 
@@ -33,7 +34,6 @@ pytestmark = [
 
 start = pytest.fixture(starter)
 invoke = pytest.fixture(invoker)
-LONG_TEXT = text_of(LONG).lstrip()
 
 
 def without_times(document: dict[str, Any]) -> dict[str, Any]:
@@ -185,16 +185,6 @@ def run(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def wait_for(child: subprocess.Popen[bytes], text: bytes) -> bytes:
-    assert child.stdout is not None
-    seen = b""
-    while text not in seen:
-        data = os.read(child.stdout.fileno(), 4096)
-        assert data, seen
-        seen += data
-    return seen
-
-
 def test_a_prompt_that_is_too_long_has_its_exit_code(start: Start, invoke: Invoke) -> None:
     start().ready()
     served = invoke("run", *FILES, "x" * 9000, tty="out err", load=no_load)
@@ -207,18 +197,10 @@ def test_a_prompt_that_is_too_long_has_its_exit_code(start: Start, invoke: Invok
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_keeps_the_text_and_stops_the_server(start: Start, signum: int, code: int) -> None:
+def test_the_first_signal_keeps_the_text_and_stops_the_server(start: Start, signum: signal.Signals, code: int) -> None:
     start(script="long", delay_s=0.005).ready()
     with run("--totals", "hi") as child:
-        seen = wait_for(child, b"word3")
-        child.send_signal(signum)
-        out, err = child.communicate(timeout=TIMEOUT_S)
-    text = (seen + out).decode()
-    assert child.returncode == code
-    assert text.endswith("\n")
-    assert LONG_TEXT.startswith(text.removesuffix("\n"))
-    assert len(text) < len(LONG_TEXT)
-    assert re.fullmatch(r"\d+ base \+ \d+ nudging tokens .* · cancelled\n", err.decode())
+        check_cancelled(child, signum, code)
     idle_again()
 
 
@@ -262,7 +244,7 @@ def test_a_cancelled_answer_is_json_too(start: Start, tmp_path: Path) -> None:
 def test_a_server_that_vanishes_is_an_error_and_the_text_stays(start: Start) -> None:
     server = start(script="long", delay_s=0.005).ready()
     with run("hi") as child:
-        seen = wait_for(child, b"word3")
+        seen = read_until(child.stdout, b"word3")
         server.kill()
         out, err = child.communicate(timeout=TIMEOUT_S)
     text = (seen + out).decode()
@@ -275,7 +257,7 @@ def test_a_server_that_vanishes_is_an_error_and_the_text_stays(start: Start) -> 
 def test_a_server_that_is_told_to_stop_ends_the_answer(start: Start) -> None:
     server = start("--grace", "0", script="long", delay_s=0.005).ready()
     with run("--totals", "hi") as child:
-        seen = wait_for(child, b"word3")
+        seen = read_until(child.stdout, b"word3")
         server.send(signal.SIGTERM)
         out, err = child.communicate(timeout=TIMEOUT_S)
     assert LONG_TEXT.startswith((seen + out).decode().removesuffix("\n"))

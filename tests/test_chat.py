@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edge_nudge.cli.chatting import saved, settings, words
 from edge_nudge.cli.chatting.commands import COMMANDS, Desk, Outcome, is_unfinished, run_command, unquoted
 from edge_nudge.cli.chatting.conversation import Conversation, Span, Turn, spans_of
+from edge_nudge.cli.chatting.screen import TerminalScreen
 from edge_nudge.cli.chatting.state import Chat
 from edge_nudge.core.events import FinishDetail, Finished, FinishReason, HandoffReason, Piece, Role, Usage
 from edge_nudge.core.request import build_request
@@ -35,8 +36,8 @@ class Paper:
         self.lines: list[str] = []
         self.turns: list[Turn] = []
 
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def say(self, text: str, indent: int = 0) -> None:
+        self.lines.append(text)
 
     def show_turn(self, turn: Turn) -> None:
         self.turns.append(turn)
@@ -118,6 +119,19 @@ def test_the_context_is_known_but_after_a_server_that_was_hung_up_on(desk: Desk)
 
 def test_pieces_of_one_author_are_one_span() -> None:
     assert spans_of([piece("a", B), piece("b", B), piece("", N), piece("c", N)]) == (Span(B, "ab"), Span(N, "c"))
+
+
+def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    screen = TerminalScreen({"color": "never"}, lambda: False)
+    path = "/a-long/path/that-has/no-room/in-a/line.gguf"
+    screen.say(f"  /clear  begin a new conversation; all stay\n\nerror: {path} is\x1b not there", 10)
+    screen.show_turn(Turn("a message is shown as it was typed in", (), ""))
+    assert capsys.readouterr().out == (
+        "  /clear  begin a new\n          conversation; all\n          stay\n\n"
+        f"error:\n          {path}\n          is\\x1b not there\n"
+        "> a message is shown as it was typed in\n"
+    )
 
 
 def test_who_wrote_what_fits_the_line() -> None:

@@ -236,12 +236,17 @@ BAD_VALUES = [
     ),
     (
         "--rule best",
-        "invalid value for '--rule': 'best' is not one of 'top_prob', 'entropy', 'margin', 'base-only', "
-        "'nudging-only'. Try 'edge-nudge run --help'.",
+        "invalid value for '--rule': 'best' is not one of 'top_prob', 'entropy', 'margin', 'token', 'bet', 'blend', "
+        "'base-only', 'nudging-only'. Try 'edge-nudge run --help'.",
+    ),
+    (
+        "--rule bet --gamma 1.5",
+        "--gamma 1.5: for the rule bet it is a difference of two probabilities, 0 to 1, and 1.5 is above: 1 lets the "
+        "base model write everything behind the opening word",
     ),
     (
         "--base-prompt-format none",
-        "unknown base prompt format 'none': choose one of plain, qa, chat, or write a Jinja template with {{ and }}",
+        "unknown base prompt format 'none': choose one of plain, qa, chat, urial, or write a Jinja template with {{ and }}",
     ),
     (
         "--base-gpu-layers -2",

@@ -173,6 +173,8 @@ def test_a_file_that_is_none(home: Path, invoke: Invoke) -> None:
     assert re.fullmatch(rf"error: {re.escape(str(path))}: not valid TOML: .*line 1.*", invoke("run", "hi").error)
     path.write_bytes(b"system = '\xff'")
     assert invoke("run", "hi").error == f"error: {path}: is not UTF-8, at byte 10: save it as UTF-8"
+    path.write_bytes(b"#" * (2 << 20))
+    assert invoke("run", "hi").error == f"error: {path}: is longer than 1048576 bytes: this is no settings file"
     path.unlink()
     path.mkdir()
     assert invoke("run", "hi").error.startswith(f"error: {path}: cannot be read (")

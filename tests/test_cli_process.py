@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from cli_fakes import LONG, Invoke, invoker, no_load, text_of
+from children import LONG_TEXT, check_cancelled, read_until
+from cli_fakes import Invoke, invoker, no_load
 
 from edge_nudge import runtime
 from edge_nudge.cli.interrupts import Interrupted, Interrupts
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
 FILES = ("-m", "base.gguf", "--nudge", "nudging.gguf")
-LONG_TEXT = text_of(LONG).lstrip()
 
 invoke = pytest.fixture(invoker)
 
@@ -44,24 +44,13 @@ def start(script: str, delay_s: float, *arguments: str, **streams: Any) -> subpr
     return subprocess.Popen([sys.executable, fakes, script, str(delay_s), "run", *FILES, *arguments], **streams)
 
 
-def wait_for(child: subprocess.Popen[bytes], stream: str, text: bytes) -> bytes:
-    """Read until `text` has come."""
-    pipe = getattr(child, stream)
-    seen = b""
-    while text not in seen:
-        data = os.read(pipe.fileno(), 4096)
-        assert data, f"{stream} ended: {seen!r}"
-        seen += data
-    return seen
-
-
 # --- pipes
 
 
 @POSIX
 def test_a_closed_pipe_ends_quietly() -> None:
     with start("long", 0.005, "hi") as child:
-        wait_for(child, "stdout", b"word0")
+        read_until(child.stdout, b"word0")
         assert child.stdout is not None
         child.stdout.close()
         assert child.stderr is not None
@@ -114,17 +103,9 @@ def test_output_is_utf8_whatever_the_locale() -> None:
 
 @POSIX
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_cancels_and_keeps_the_text(signum: int, code: int) -> None:
+def test_the_first_signal_cancels_and_keeps_the_text(signum: signal.Signals, code: int) -> None:
     with start("long", 0.005, "--totals", "hi") as child:
-        seen = wait_for(child, "stdout", b"word3")
-        child.send_signal(signum)
-        out, err = child.communicate(timeout=30)
-    text = (seen + out).decode()
-    assert child.returncode == code
-    assert text.endswith("\n")
-    assert LONG_TEXT.startswith(text.removesuffix("\n"))
-    assert len(text) < len(LONG_TEXT)
-    assert re.fullmatch(r"\d+ base \+ \d+ nudging tokens .* · cancelled\n", err.decode())
+        check_cancelled(child, signum, code)
 
 
 @POSIX
@@ -132,7 +113,7 @@ def test_a_cancelled_answer_is_json_too(tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     file.touch()
     with start("long", 0.005, "-v", "-m", str(file), "--nudge", str(file), "--json", "-c", "9999", "hi") as child:
-        wait_for(child, "stderr", b"it has")  # a note: the answer begins
+        read_until(child.stderr, b"it has")  # a note: the answer begins
         time.sleep(0.1)
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate(timeout=30)
@@ -144,7 +125,7 @@ def test_a_cancelled_answer_is_json_too(tmp_path: Path) -> None:
 @POSIX
 def test_the_second_signal_ends_at_once_even_in_a_native_call() -> None:
     with start("long", 60, "hi") as child:
-        wait_for(child, "stderr", b"evaluating")
+        read_until(child.stderr, b"evaluating")
         child.send_signal(signal.SIGINT)
         time.sleep(0.2)
         assert child.poll() is None  # the first one waits for the call to come back
@@ -156,7 +137,7 @@ def test_the_second_signal_ends_at_once_even_in_a_native_call() -> None:
 @POSIX
 def test_a_signal_while_loading_ends_at_once() -> None:
     with start("stuck", 0, "hi") as child:
-        wait_for(child, "stderr", b"loading")
+        read_until(child.stderr, b"loading")
         child.send_signal(signal.SIGINT)
         assert child.wait(timeout=10) == 130
         assert child.communicate() == (b"", b"")

@@ -104,6 +104,7 @@ def test_equals_the_reference_in_thousands_of_worlds() -> None:
     assert seen >= {
         "end_of_generation", "control_token", "restart_guard", "stop_string", "loop", "max_tokens", "base_context",
         "nudging_context", "max_turns", "opening", "unsure", "base_end", "unusable", "confident", "agreed", "policy",
+        "blended",
     }  # fmt: skip
 
 

@@ -144,6 +144,32 @@ def test_the_decoder_equals_the_reference(pair: Pair) -> None:
             assert len(fast) == len(oracle.units)
 
 
+@pytest.mark.parametrize("question", [QUESTION, "How do I boil an egg?"])
+@pytest.mark.parametrize("rule", ["token", "bet", "blend"])
+def test_the_newer_rules_equal_the_reference(pair: Pair, rule: str, question: str) -> None:
+    """The answers may part only where something nearly ties: two tokens, or a probability and what it is held to."""
+    request = build_request(question, max_tokens=12, rule=rule, seed=1)
+    fast = [event for event in pair.answer(request) if isinstance(event, Piece)]
+    now = datetime.now().astimezone()
+    base = Model(Role.BASE, pair.base, pair.base_prompt(request, now), request, 1)
+    nudging = Model(Role.NUDGING, pair.nudging, pair.nudging_prompt(request, now), request, 1)
+    oracle = Reference(base, nudging, request)
+    oracle.run()
+    shared = b""
+    for got, want in zip(fast, oracle.units, strict=False):
+        if (got.author, got.text) != (want.author, want.data.decode()):
+            thoughts = [model.probe(model.ids(shared)) for model in (base, nudging)]
+            best = [thought.top_prob for thought in thoughts]
+            held_to = best[1] - 0.2 if rule == "bet" else 0.4
+            leads = [thought.top_prob - thought.second_prob for thought in thoughts]
+            assert min(*leads, abs(best[0] - held_to)) < MARGIN, f"{got} is not {want}"
+            break
+        shared += want.data
+    else:
+        assert len(fast) == len(oracle.units)
+    assert len(shared) > 10, "parted at once"
+
+
 def is_near_tie(oracle: Reference, got: Piece, top_prob: float | None) -> bool:
     """Tell whether the answers part at a place where a rounding error can decide."""
     at_threshold = any(p is not None and abs(p - 0.4) < MARGIN for p in (got.top_prob, top_prob))

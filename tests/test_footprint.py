@@ -112,7 +112,8 @@ def test_the_demo_pairs_caches(demo_paths: tuple[Path, Path], kv_type: str) -> N
         sizes = reserved(path, n_ctx=1024, kv_type=kv_type)
         assert cache_mib(shape, 1024, kv_type) == pytest.approx(sizes["KV"], abs=0.02)
         assert sizes["compute"] * 0.95 <= shape.reserved_bytes(1024) / 2**20 <= sizes["compute"] * 1.05
-        assert 0.99 < shape.weight_bytes / path.stat().st_size * (1 + 0.03) < 1.04
+        weights = shape.input_bytes + shape.output_bytes + sum(shape.layer_bytes)
+        assert 0.99 < weights / path.stat().st_size * (1 + 0.03) < 1.04
 
 
 # --- shapes that no tiny model has
@@ -181,7 +182,6 @@ def test_weights_by_layer_and_tied_embeddings() -> None:
     shape = footprint_of(found)
     assert (shape.input_bytes, shape.layer_bytes, shape.output_bytes) == (100, (10, 11, 12, 13), 70)
     assert not shape.is_tied
-    assert shape.weight_bytes == 216
 
 
 @pytest.mark.parametrize(("asked", "real"), [(64, 256), (256, 256), (257, 512), (8192, 8192), (1 << 20, 8192)])

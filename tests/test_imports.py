@@ -10,7 +10,7 @@ import edge_nudge
 PACKAGE = Path(edge_nudge.__file__).parent
 # each room may import from those before it
 ORDER = [
-    *("version", "errors", "core", "testing", "engine", "catalog", "spec", "runtime", "document", "worker"),
+    *("version", "errors", "core", "testing", "engine", "catalog", "spec", "runtime", "mixing", "document", "worker"),
     *("endpoint", "client", "server", "report", "bench", "evaluate", "cli"),
 ]
 PURE_FORBIDDEN = {"ctypes", "threading", "socket", "llama_cpp", "gguf", "pathlib", "os", "subprocess", "rich", "click"}

@@ -77,10 +77,16 @@ def test_both_models_count_together() -> None:
     assert estimate(pair(), ram(room + 1)).fits
 
 
+def test_what_is_left_beside_the_pair() -> None:
+    room = needed(estimate(pair(), ram(64 * GIB)))[RAM]
+    assert [estimate(pair(), ram(free)).spare_bytes for free in (room - 1, room, room + 7)] == [0, 0, 7]
+    assert estimate(pair(), Machine(None, None, None)).spare_bytes is None
+
+
 def test_two_models_of_one_file_hold_its_weights_once() -> None:
     one = {role: Load(model("twin", 500), "twin.gguf", 4096) for role in Role}
     found = estimate(one, ram(64 * GIB))
-    assert sum(found.bytes_of(RAM, WEIGHTS, role) for role in Role) == one[B].footprint.weight_bytes
+    assert sum(found.bytes_of(RAM, WEIGHTS, role) for role in Role) == (100 + 100 + 4 * 500) * MIB
     assert found.bytes_of(RAM, CACHE, B) == found.bytes_of(RAM, CACHE, N) > 0
 
 

@@ -221,6 +221,12 @@ def test_what_is_no_text_is_told(config: Path, data: bytes, words: str) -> None:
         load_manifest("own")
 
 
+def test_a_link_to_nothing_is_told(config: Path) -> None:
+    (config / "own.toml").symlink_to(config / "gone")
+    with pytest.raises(InputError, match=r"own\.toml: is not there: .* a link to nothing"):
+        load_manifest("own")
+
+
 def test_a_name_that_is_none_is_told(config: Path) -> None:
     write(config, "My Pair", OWN)
     with pytest.raises(InputError, match="small letters, digits"):

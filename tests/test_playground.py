@@ -4,48 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import playground
 import pytest
 from playground import SKY, SKY_TEXT, WAIT_S, Open, ScriptedServer, answer, nudged, piece, scores
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[ScriptedServer]:
-    with playground.scripted_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playground.browser() as started:
-        yield started
-
-
-@pytest.fixture
-def server(shared_server: ScriptedServer) -> ScriptedServer:
-    shared_server.reset()
-    return shared_server
-
-
-@pytest.fixture
-def visit(browser: Browser, server: ScriptedServer) -> Iterator[Open]:
-    yield from playground.visits(browser, server)
 
 
 # --- an answer ---
 
 
-def test_words_are_shown_while_the_answer_is_written(server: ScriptedServer, visit: Open) -> None:
+def test_words_are_shown_while_the_answer_is_written(scripted: ScriptedServer, visit: Open) -> None:
     go = threading.Event()
-    server.script = answer(nudged("The", None, "opening"), piece(" sky"), go, piece(" is blue."))
+    scripted.script = answer(nudged("The", None, "opening"), piece(" sky"), go, piece(" is blue."))
     tab = visit()
     tab.page.get_by_label("Your question").fill("Why?")
     tab.page.get_by_role("button", name="Send").click()
@@ -60,22 +32,22 @@ def test_words_are_shown_while_the_answer_is_written(server: ScriptedServer, vis
     assert tab.page.get_by_label("Your question").input_value() == ""
 
 
-def test_the_request_is_what_the_contract_says(server: ScriptedServer, visit: Open) -> None:
+def test_the_request_is_what_the_contract_says(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     tab.page.locator("[data-state=ready]").wait_for()
     tab.ask("Why is the sky blue?")
     tab.wait_until_answered()
-    assert server.bodies[-1] == {
+    assert scripted.bodies[-1] == {
         "model": "demo",
         "messages": [{"role": "user", "content": "Why is the sky blue?"}],
         "stream": True,
         "stream_options": {"include_usage": True},
         "rule": "top_prob",
     }
-    assert "authorization" not in server.headers[-1]
+    assert "authorization" not in scripted.headers[-1]
 
 
-def test_authors_differ_in_colour_and_in_line(server: ScriptedServer, visit: Open) -> None:
+def test_authors_differ_in_colour_and_in_line(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     tab.ask("Why?")
     tab.wait_until_answered()
@@ -93,7 +65,7 @@ def test_authors_differ_in_colour_and_in_line(server: ScriptedServer, visit: Ope
     assert legend == [nudging, base]
 
 
-def test_totals_are_those_of_the_last_chunk(server: ScriptedServer, visit: Open) -> None:
+def test_totals_are_those_of_the_last_chunk(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     tab.ask("Why?")
     tab.wait_until_answered()
@@ -108,9 +80,9 @@ def test_totals_are_those_of_the_last_chunk(server: ScriptedServer, visit: Open)
     assert tab.totals == [*totals[:-1], "seed 9007199254740991", totals[-1]]
 
 
-def test_any_cut_of_the_bytes_gives_the_same_answer(server: ScriptedServer, visit: Open) -> None:
+def test_any_cut_of_the_bytes_gives_the_same_answer(scripted: ScriptedServer, visit: Open) -> None:
     script = answer(b": ping\n\n", nudged("Grüße"), piece(" 日本語"), nudged(" 👩‍🚀"), piece(" naïve"))
-    server.script = [bytes([byte]) for step in script if isinstance(step, bytes) for byte in step]
+    scripted.script = [bytes([byte]) for step in script if isinstance(step, bytes) for byte in step]
     tab = visit()
     tab.ask("Why?")
     tab.wait_until_answered()
@@ -144,9 +116,9 @@ def test_the_parser_takes_every_cut_and_every_line_end(visit: Open) -> None:
     assert [json.loads(one) for one in events] == [['{"a": "ä👍"}', "no blank\ntwo\n", "[DONE]"]]
 
 
-def test_a_long_answer_is_laid_out_a_frame_at_a_time(server: ScriptedServer, visit: Open) -> None:
+def test_a_long_answer_is_laid_out_a_frame_at_a_time(scripted: ScriptedServer, visit: Open) -> None:
     words = [(nudged if i % 4 == 0 else piece)(f" word{i}") for i in range(4000)]
-    server.script = answer(piece("\n", "nudging"), b"".join(words))
+    scripted.script = answer(piece("\n", "nudging"), b"".join(words))
     tab = visit()
     tab.page.evaluate(
         """() => {
@@ -166,7 +138,7 @@ def test_a_long_answer_is_laid_out_a_frame_at_a_time(server: ScriptedServer, vis
 # --- details of a word ---
 
 
-def test_pointing_at_a_word_says_why_it_is_there(server: ScriptedServer, visit: Open) -> None:
+def test_pointing_at_a_word_says_why_it_is_there(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     tab.ask("Why?")
     tab.wait_until_answered()
@@ -210,7 +182,7 @@ def test_the_words_are_one_tab_stop_and_the_arrows_walk(visit: Open) -> None:
     assert page.evaluate(focused) == "sky"
 
 
-def test_a_finger_can_do_what_a_mouse_can(server: ScriptedServer, visit: Open) -> None:
+def test_a_finger_can_do_what_a_mouse_can(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
     box, tip = tab.page.get_by_label("Your question"), tab.page.get_by_role("tooltip")
     box.fill("one")
@@ -218,7 +190,7 @@ def test_a_finger_can_do_what_a_mouse_can(server: ScriptedServer, visit: Open) -
     box.type("two")
     tab.page.get_by_role("button", name="Send").tap()
     tab.wait_until_answered()
-    assert server.bodies[-1]["messages"][-1]["content"] == "one\ntwo"
+    assert scripted.bodies[-1]["messages"][-1]["content"] == "one\ntwo"
     tab.page.get_by_text("sky", exact=True).tap()
     tab.page.wait_for_timeout(300)  # longer than a box waits for a mouse that left
     assert "91.3%" in tip.inner_text()
@@ -226,16 +198,16 @@ def test_a_finger_can_do_what_a_mouse_can(server: ScriptedServer, visit: Open) -
     assert not tip.is_visible()
 
 
-def test_alternatives_are_asked_for_and_shown(server: ScriptedServer, visit: Open) -> None:
+def test_alternatives_are_asked_for_and_shown(scripted: ScriptedServer, visit: Open) -> None:
     top = [(" green", 0.5), (" blue", 0.25), ("\n", 0.125)]
-    server.script = answer(
+    scripted.script = answer(
         piece(" blue", logprobs=scores((" blue", 0.25, top))), piece("ish", logprobs=scores(("ish", 0.01, [])))
     )
     tab = visit()
     tab.page.get_by_label("alternatives of each token").check()
     tab.ask("Why?")
     tab.wait_until_answered()
-    assert (server.bodies[-1]["logprobs"], server.bodies[-1]["top_logprobs"]) == (True, 5)
+    assert (scripted.bodies[-1]["logprobs"], scripted.bodies[-1]["top_logprobs"]) == (True, 5)
     tab.page.get_by_text("blue", exact=True).hover()
     rows = tab.page.get_by_role("tooltip").locator("tr")
     assert [row.split() for row in rows.all_inner_texts()] == [["␣green", "50.0%"], ["␣blue", "25.0%"], ["↵", "12.5%"]]
@@ -247,7 +219,7 @@ def test_alternatives_are_asked_for_and_shown(server: ScriptedServer, visit: Ope
 # --- settings ---
 
 
-def test_settings_go_into_the_request(server: ScriptedServer, visit: Open) -> None:
+def test_settings_go_into_the_request(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     page = tab.page
     page.get_by_label("Rule").select_option("margin")
@@ -261,7 +233,7 @@ def test_settings_go_into_the_request(server: ScriptedServer, visit: Open) -> No
     page.get_by_label("System message").fill("Be short.")
     tab.ask("Why?")
     tab.wait_until_answered()
-    sent = server.bodies[-1]
+    sent = scripted.bodies[-1]
     names = ("rule", "gamma", "max_tokens", "temperature", "seed")
     assert {name: sent[name] for name in names} == {
         "rule": "margin", "gamma": 0.35, "max_tokens": 12, "temperature": 0.7, "seed": 2**53 - 1,
@@ -271,19 +243,19 @@ def test_settings_go_into_the_request(server: ScriptedServer, visit: Open) -> No
     assert page.get_by_role("slider", name="Gamma").is_disabled()
     tab.ask("And?")
     tab.wait_until_answered()
-    assert "gamma" not in server.bodies[-1]
+    assert "gamma" not in scripted.bodies[-1]
     page.get_by_label("Rule").select_option("entropy")
     page.get_by_label("the pair's own").check()
     tab.ask("And?")
     tab.wait_until_answered()
-    assert server.bodies[-1]["rule"] == "entropy"
-    assert "gamma" not in server.bodies[-1]
+    assert scripted.bodies[-1]["rule"] == "entropy"
+    assert "gamma" not in scripted.bodies[-1]
 
 
 @pytest.mark.parametrize(
     ("label", "value"), [("Max tokens", "0"), ("Max tokens", "1.5"), ("Temperature", "-1"), ("Seed", "-3")]
 )
-def test_a_bad_number_is_not_sent(server: ScriptedServer, visit: Open, label: str, value: str) -> None:
+def test_a_bad_number_is_not_sent(scripted: ScriptedServer, visit: Open, label: str, value: str) -> None:
     tab = visit(viewport={"width": 400, "height": 800})  # where the settings are folded away
     tab.page.get_by_text("Settings", exact=True).click()
     tab.page.get_by_label(label).fill(value)
@@ -291,19 +263,19 @@ def test_a_bad_number_is_not_sent(server: ScriptedServer, visit: Open, label: st
     tab.ask("Why?")
     tab.page.get_by_label(label).wait_for(state="visible")
     assert tab.page.evaluate("() => document.activeElement.validity.valid") is False
-    assert server.bodies == []
+    assert scripted.bodies == []
     assert tab.page.get_by_label("Your question").input_value() == "Why?"
 
 
 # --- the conversation ---
 
 
-def test_a_follow_up_carries_the_conversation_until_it_is_cleared(server: ScriptedServer, visit: Open) -> None:
+def test_a_follow_up_carries_the_conversation_until_it_is_cleared(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     for question in ("Why?", "Since when?"):
         tab.ask(question)
         tab.wait_until_answered()
-    assert server.bodies[-1]["messages"] == [
+    assert scripted.bodies[-1]["messages"] == [
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": SKY_TEXT},
         {"role": "user", "content": "Since when?"},
@@ -313,47 +285,47 @@ def test_a_follow_up_carries_the_conversation_until_it_is_cleared(server: Script
     assert tab.page.locator(".turn").count() == 0
     tab.ask("Anew?")
     tab.wait_until_answered()
-    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "Anew?"}]
+    assert scripted.bodies[-1]["messages"] == [{"role": "user", "content": "Anew?"}]
 
 
-def test_stop_closes_the_connection_and_keeps_what_is_there(server: ScriptedServer, visit: Open) -> None:
-    server.script = answer(nudged("Half"), threading.Event(), piece(" never"))
+def test_stop_closes_the_connection_and_keeps_what_is_there(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.script = answer(nudged("Half"), threading.Event(), piece(" never"))
     tab = visit()
     tab.ask("Why?")
     tab.page.locator(".word", has_text="Half").wait_for()
-    assert not server.gone.is_set()
+    assert not scripted.gone.is_set()
     tab.page.get_by_role("button", name="Stop").click()
-    assert server.gone.wait(WAIT_S)
+    assert scripted.gone.wait(WAIT_S)
     tab.wait_until_answered()
     assert tab.words == "Half"
     assert [part for part in tab.totals if not part.startswith("first word")] == [
         "nudging ratio 100.0%", "1 token", "stopped by you",
     ]  # fmt: skip
     assert tab.page.locator(".error").count() == 0
-    server.script = SKY
+    scripted.script = SKY
     tab.ask("And?")
     tab.wait_until_answered()
-    assert server.bodies[-1]["messages"][1] == {"role": "assistant", "content": "Half"}
+    assert scripted.bodies[-1]["messages"][1] == {"role": "assistant", "content": "Half"}
 
 
-def test_a_question_stopped_before_its_first_word_comes_back(server: ScriptedServer, visit: Open) -> None:
-    server.script = [playground.START, threading.Event()]
+def test_a_question_stopped_before_its_first_word_comes_back(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.script = [playground.START, threading.Event()]
     tab = visit()
     tab.ask("Why?")
     tab.page.get_by_role("button", name="Stop").click()
     tab.wait_until_answered()
-    assert server.gone.wait(WAIT_S)
+    assert scripted.gone.wait(WAIT_S)
     assert tab.totals == ["stopped by you"]
     assert tab.page.get_by_label("Your question").input_value() == "Why?"
-    server.script = SKY
+    scripted.script = SKY
     tab.page.keyboard.press("Enter")
     tab.wait_until_answered()
-    assert [one["content"] for one in server.bodies[-1]["messages"]] == ["Why?"]
+    assert [one["content"] for one in scripted.bodies[-1]["messages"]] == ["Why?"]
 
 
 @pytest.mark.parametrize("leave", ["clear", "close"])
-def test_leaving_closes_the_connection(server: ScriptedServer, visit: Open, leave: str) -> None:
-    server.script = answer(nudged("Half"), threading.Event(), piece(" never"))
+def test_leaving_closes_the_connection(scripted: ScriptedServer, visit: Open, leave: str) -> None:
+    scripted.script = answer(nudged("Half"), threading.Event(), piece(" never"))
     tab = visit()
     tab.ask("Why?")
     tab.page.locator(".word", has_text="Half").wait_for()
@@ -361,26 +333,26 @@ def test_leaving_closes_the_connection(server: ScriptedServer, visit: Open, leav
         tab.page.get_by_role("button", name="Clear").click()
     else:
         tab.page.close()
-    assert server.gone.wait(WAIT_S)
+    assert scripted.gone.wait(WAIT_S)
     if leave == "clear":
         assert tab.page.locator(".turn").count() == 0
         assert tab.page.get_by_role("button", name="Send").is_visible()
 
 
-def test_a_question_typed_meanwhile_waits(server: ScriptedServer, visit: Open) -> None:
+def test_a_question_typed_meanwhile_waits(scripted: ScriptedServer, visit: Open) -> None:
     go = threading.Event()
-    server.script = answer(nudged("Half"), go, piece(" done."))
+    scripted.script = answer(nudged("Half"), go, piece(" done."))
     tab = visit()
     tab.ask("Why?")
     tab.page.locator(".word", has_text="Half").wait_for()
     tab.ask("Next?")
     go.set()
     tab.wait_until_answered()
-    assert len(server.bodies) == 1
+    assert len(scripted.bodies) == 1
     assert tab.page.get_by_label("Your question").input_value() == "Next?"
 
 
-def test_enter_sends_and_shift_enter_does_not(server: ScriptedServer, visit: Open) -> None:
+def test_enter_sends_and_shift_enter_does_not(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit()
     box = tab.page.get_by_label("Your question")
     box.press("Enter")
@@ -391,12 +363,12 @@ def test_enter_sends_and_shift_enter_does_not(server: ScriptedServer, visit: Ope
     assert box.bounding_box()["height"] > height
     box.press("Enter")
     tab.wait_until_answered()
-    assert [one["messages"][-1]["content"] for one in server.bodies] == ["one\ntwo"]
+    assert [one["messages"][-1]["content"] for one in scripted.bodies] == ["one\ntwo"]
     assert box.bounding_box()["height"] == height
 
 
-def test_copy_gives_the_exact_text(server: ScriptedServer, visit: Open) -> None:
-    server.script = answer(nudged("a\u202eb"), piece("  <b>\n"), nudged("c"))
+def test_copy_gives_the_exact_text(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.script = answer(nudged("a\u202eb"), piece("  <b>\n"), nudged("c"))
     tab = visit(permissions=["clipboard-read", "clipboard-write"])
     tab.ask("Why?")
     tab.wait_until_answered()
@@ -405,9 +377,9 @@ def test_copy_gives_the_exact_text(server: ScriptedServer, visit: Open) -> None:
     assert tab.page.evaluate("() => navigator.clipboard.readText()") == "a\u202eb  <b>\nc"
 
 
-def test_whole_sentences_are_read_aloud(server: ScriptedServer, visit: Open) -> None:
+def test_whole_sentences_are_read_aloud(scripted: ScriptedServer, visit: Open) -> None:
     go = threading.Event()
-    server.script = answer(
+    scripted.script = answer(
         nudged("The sky"), piece(" is blue."), nudged(" It"), go, piece(" is 3.5 km"), nudged(" high")
     )
     tab = visit()

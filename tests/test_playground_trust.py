@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,34 +21,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[ScriptedServer]:
-    with playground.scripted_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playground.browser() as started:
-        yield started
-
-
-@pytest.fixture
-def server(shared_server: ScriptedServer) -> ScriptedServer:
-    shared_server.reset()
-    return shared_server
-
-
-@pytest.fixture
-def visit(browser: Browser, server: ScriptedServer) -> Iterator[Open]:
-    yield from playground.visits(browser, server)
-
-
 # --- the key ---
 
 
-def test_the_key_is_asked_for_once_and_kept_in_this_tab(server: ScriptedServer, visit: Open) -> None:
-    server.key = "right"
+def test_the_key_is_asked_for_once_and_kept_in_this_tab(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.key = "right"
     tab = visit(is_refusal_expected=True)
     dialog = tab.page.get_by_role("dialog")
     dialog.wait_for()
@@ -64,7 +40,7 @@ def test_the_key_is_asked_for_once_and_kept_in_this_tab(server: ScriptedServer, 
     tab.ask("Why?")
     tab.wait_until_answered()
     assert tab.words == SKY_TEXT
-    assert server.headers[-1]["authorization"] == "Bearer right"
+    assert scripted.headers[-1]["authorization"] == "Bearer right"
     stores = "() => [Object.values({...sessionStorage}), {...localStorage}, document.cookie, document.body.innerText]"
     kept, local, cookie, text = tab.page.evaluate(stores)
     assert (kept, local, cookie) == (["right"], {}, "")
@@ -74,8 +50,8 @@ def test_the_key_is_asked_for_once_and_kept_in_this_tab(server: ScriptedServer, 
     assert not dialog.is_visible()
 
 
-def test_a_reader_without_a_key_is_told_so_and_can_try_again(server: ScriptedServer, visit: Open) -> None:
-    server.key = "right"
+def test_a_reader_without_a_key_is_told_so_and_can_try_again(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.key = "right"
     tab = visit(is_refusal_expected=True)
     dialog = tab.page.get_by_role("dialog")
     dialog.wait_for()
@@ -94,34 +70,34 @@ def test_a_reader_without_a_key_is_told_so_and_can_try_again(server: ScriptedSer
     tab.page.locator("[data-state=ready]").wait_for()
 
 
-def test_a_key_in_the_address_is_taken_and_removed(server: ScriptedServer, visit: Open) -> None:
-    server.key = "a/b+c d"
+def test_a_key_in_the_address_is_taken_and_removed(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.key = "a/b+c d"
     tab = visit("#key=a%2Fb+c%20d")
     tab.page.locator("[data-state=ready]").wait_for()
-    assert tab.page.url == f"{server.url}/"
+    assert tab.page.url == f"{scripted.url}/"
     assert tab.page.evaluate("() => history.length") <= 2
     tab.ask("Why?")
     tab.wait_until_answered()
-    assert server.headers[-1]["authorization"] == "Bearer a/b+c d"
+    assert scripted.headers[-1]["authorization"] == "Bearer a/b+c d"
     assert not any("a%2Fb" in address.partition("#")[0] for address in tab.asked)
 
 
-def test_behind_a_proxy_the_page_works_under_any_path(server: ScriptedServer, visit: Open) -> None:
+def test_behind_a_proxy_the_page_works_under_any_path(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit("behind/proxy/")
     tab.page.locator("[data-state=ready]").wait_for()
     tab.ask("Why?")
     tab.wait_until_answered()
     assert tab.words == SKY_TEXT
-    assert all(address.startswith(f"{server.url}/behind/proxy/") for address in tab.asked)
+    assert all(address.startswith(f"{scripted.url}/behind/proxy/") for address in tab.asked)
 
 
-def test_a_server_that_loads_is_waited_for(server: ScriptedServer, visit: Open) -> None:
-    server.trouble = "failed"
+def test_a_server_that_loads_is_waited_for(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.trouble = "failed"
     tab = visit(is_refusal_expected=True)
     tab.page.get_by_text("the service is failed").wait_for()
-    server.trouble = "loading"
+    scripted.trouble = "loading"
     tab.page.get_by_text("loading the models").wait_for()
-    server.trouble = None
+    scripted.trouble = None
     tab.page.locator("[data-state=ready]").wait_for()
     assert tab.page.get_by_role("status").inner_text() == "demo"
 
@@ -143,17 +119,17 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("refusal", "words"), REFUSALS)
 def test_a_refusal_is_said_in_words_and_the_question_comes_back(
-    server: ScriptedServer, visit: Open, refusal: Any, words: str
+    scripted: ScriptedServer, visit: Open, refusal: Any, words: str
 ) -> None:
-    server.refusal = refusal
+    scripted.refusal = refusal
     tab = visit(is_refusal_expected=True)
     tab.ask("Why?")
     assert tab.page.get_by_role("alert").inner_text() == words
     assert tab.page.get_by_label("Your question").input_value() == "Why?"
-    server.refusal = None
+    scripted.refusal = None
     tab.page.keyboard.press("Enter")
     tab.wait_until_answered()
-    assert [one["content"] for one in server.bodies[-1]["messages"]] == ["Why?"]
+    assert [one["content"] for one in scripted.bodies[-1]["messages"]] == ["Why?"]
     assert tab.page.locator(".turn").count() == 1
     assert tab.page.get_by_role("alert").count() == 0
 
@@ -167,21 +143,21 @@ def test_a_refusal_is_said_in_words_and_the_question_comes_back(
     ],
 )
 def test_an_error_in_the_stream_keeps_what_was_shown(
-    server: ScriptedServer, visit: Open, rest: list[bytes], words: str
+    scripted: ScriptedServer, visit: Open, rest: list[bytes], words: str
 ) -> None:
-    server.script = [playground.START, nudged("Half"), *rest]
+    scripted.script = [playground.START, nudged("Half"), *rest]
     tab = visit()
     tab.ask("Why?")
     assert tab.page.get_by_role("alert").inner_text().removesuffix(".") == words.removesuffix(".")
     assert tab.words == "Half"
     assert tab.page.get_by_label("Your question").input_value() == ""
-    server.script = SKY
+    scripted.script = SKY
     tab.ask("And?")
     tab.wait_until_answered()
-    assert server.bodies[-1]["messages"][1] == {"role": "assistant", "content": "Half"}
+    assert scripted.bodies[-1]["messages"][1] == {"role": "assistant", "content": "Half"}
 
 
-def test_a_server_that_is_not_there_is_said_in_words(server: ScriptedServer, visit: Open) -> None:
+def test_a_server_that_is_not_there_is_said_in_words(scripted: ScriptedServer, visit: Open) -> None:
     tab = visit(is_refusal_expected=True)
     tab.page.locator("[data-state=ready]").wait_for()
     tab.page.context.set_offline(True)
@@ -203,9 +179,9 @@ HARMLESS = (
 )
 
 
-def test_hostile_text_stays_text_everywhere(server: ScriptedServer, visit: Open) -> None:
-    server.model = HOSTILE
-    server.script = answer(
+def test_hostile_text_stays_text_everywhere(scripted: ScriptedServer, visit: Open) -> None:
+    scripted.model = HOSTILE
+    scripted.script = answer(
         nudged(HOSTILE, logprobs=scores((HOSTILE, 0.5, [(HOSTILE, 0.5)])), reason=HOSTILE), piece(" 👩‍🚀 é")
     )
     tab = visit(is_refusal_expected=True)
@@ -216,7 +192,7 @@ def test_hostile_text_stays_text_everywhere(server: ScriptedServer, visit: Open)
     tab.page.locator(".word").first.hover()
     assert tab.page.get_by_role("tooltip").inner_text().count("\\u202e") == 3
     assert tab.page.get_by_role("status").text_content() == HARMLESS
-    server.refusal = (400, {"error": {"message": HOSTILE}}, {})
+    scripted.refusal = (400, {"error": {"message": HOSTILE}}, {})
     tab.ask("Why?")
     assert tab.page.get_by_role("alert").text_content() == f"{HARMLESS}."
     assert tab.page.locator("img, body script").count() == 0
@@ -248,7 +224,7 @@ def contrast(first: list[float], second: list[float]) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_has_contrast(server: ScriptedServer, visit: Open, scheme: str) -> None:
+def test_every_text_has_contrast(scripted: ScriptedServer, visit: Open, scheme: str) -> None:
     tab = visit(color_scheme=scheme)
     tab.ask("Why?")
     tab.wait_until_answered()
@@ -260,9 +236,9 @@ def test_every_text_has_contrast(server: ScriptedServer, visit: Open, scheme: st
 
 
 @pytest.mark.parametrize("width", [320, 400, 900, 1600])
-def test_nothing_is_cut_off_at_any_width(server: ScriptedServer, visit: Open, width: int) -> None:
+def test_nothing_is_cut_off_at_any_width(scripted: ScriptedServer, visit: Open, width: int) -> None:
     top = [(f" alternative{i}", 0.1) for i in range(5)]
-    server.script = answer(
+    scripted.script = answer(
         nudged("Donaudampfschifffahrtsgesellschaft" * 6, logprobs=scores(*[(" token", 0.1, top)] * 4)), *SKY[1:-3]
     )
     tab = visit(viewport={"width": width, "height": 700})
@@ -281,10 +257,10 @@ def test_nothing_is_cut_off_at_any_width(server: ScriptedServer, visit: Open, wi
     assert asked["y"] + asked["height"] <= 700
 
 
-def test_the_end_stays_in_sight_unless_the_reader_scrolls_away(server: ScriptedServer, visit: Open) -> None:
+def test_the_end_stays_in_sight_unless_the_reader_scrolls_away(scripted: ScriptedServer, visit: Open) -> None:
     go, on = threading.Event(), threading.Event()
     lines = [piece(f"line {i}\n") for i in range(60)]
-    server.script = answer(*lines, go, *lines, nudged("middle\n"), on, *lines)
+    scripted.script = answer(*lines, go, *lines, nudged("middle\n"), on, *lines)
     tab = visit()
     left = "() => { const r = document.scrollingElement; return r.scrollHeight - r.scrollTop - r.clientHeight; }"
     tab.ask("Why?")

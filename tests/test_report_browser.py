@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +16,7 @@ from edge_nudge.report.records import read_trace
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [pytest.mark.process, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +138,17 @@ def test_keys_filter_and_change_colours(browser: Browser, page_path: Path) -> No
 def test_the_page_is_as_wide_as_the_window(browser: Browser, page_path: Path, width: int) -> None:
     with opened(browser, page_path, script=True, width=width) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_narrow_window_cuts_no_column_off(browser: Browser, page_path: Path) -> None:
+    with opened(browser, page_path, script=True, width=360) as page:
+        cells = page.locator(":is(.turns, .totals) :is(td, tbody th, .author)")
+        rights = cells.evaluate_all("cells => cells.map(cell => cell.getBoundingClientRect().right)")
+        assert max(rights) <= 360 - 20  # the margin of the page
+        heads = page.locator(".totals thead .author").evaluate_all(
+            "found => found.map(one => [one.getBoundingClientRect().left, one.getBoundingClientRect().right])"
+        )
+        assert heads[0][1] < heads[1][0]
 
 
 def test_it_can_be_printed(browser: Browser, page_path: Path) -> None:

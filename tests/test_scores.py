@@ -166,4 +166,7 @@ def test_each_rule_has_a_policy_that_asks_for_what_it_reads() -> None:
         policy = make_policy(NudgeParams(rule=rule))
         assert policy.needs_second == (rule is Rule.MARGIN)
         assert policy.needs_entropy == (rule is Rule.ENTROPY)
-        assert (policy.solo is None) == (rule in (Rule.TOP_PROB, Rule.MARGIN, Rule.ENTROPY))
+        assert policy.needs_drawn == (rule in (Rule.TOKEN, Rule.BET))
+        assert policy.needs_other == (rule is Rule.BET)
+        assert policy.is_mixed == (rule is Rule.BLEND)
+        assert (policy.solo is None) == (rule not in (Rule.BASE_ONLY, Rule.NUDGING_ONLY))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import CHAT, TIMEOUT_S, Server, events_of, starter, text_of_events, wait_until
+from serving import CHAT, TIMEOUT_S, Server, events_of, kill_all, starter, text_of_events, wait_until
 
 pytestmark = [
     pytest.mark.process,
@@ -40,9 +40,7 @@ def start(fake_start: Callable[..., Server], demo_paths: tuple[Path, Path], tmp_
         return server
 
     yield start_demo
-    for server in servers:
-        if server.process.poll() is None:
-            server.kill()
+    kill_all(servers)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

@@ -127,6 +127,9 @@ def test_every_setting_of_ours_can_be_given() -> None:
     [
         ({"gamma": 0.95}, {"gamma": 0.95}),
         ({"rule": "margin", "gamma": 0.1}, {"rule": "margin", "gamma": 0.1}),
+        ({"rule": "token"}, {"rule": "token", "gamma": 0.4}),
+        ({"rule": "bet"}, {"rule": "bet", "gamma": 0.2}),
+        ({"rule": "blend"}, {"rule": "blend", "gamma": 0.4}),
         ({"rule": "base-only"}, {"rule": "base-only", "gamma": None, "ratio_tokens": 0.0}),
         ({"rule": "nudging-only"}, {"rule": "nudging-only", "ratio_tokens": 1.0}),
         ({"lookahead": 3}, {"lookahead": 3}),
@@ -248,6 +251,7 @@ def test_text_held_back_for_a_stop_string_is_not_lost() -> None:  # B14
         ({"seed": 2**70}, "seed"),
         ({"gamma": -1}, "gamma"),
         ({"rule": "coin"}, "rule"),
+        ({"rule": "bet", "gamma": 1.5}, "gamma"),
         ({"lookahead": 0}, "lookahead"),
         ({"loop_guard": "yes"}, "loop_guard"),
         ({"stream": "yes"}, "stream"),

@@ -14,7 +14,7 @@ from server_fakes import SHORT_TEXT, a_client, a_worker, ask, chat, events
 
 from edge_nudge.core.events import TokenScore
 from edge_nudge.runtime import Pair, PairSpec
-from edge_nudge.server.scores import ChatScores, LegacyScores, merged, spell
+from edge_nudge.server.scores import ChatScores, LegacyScores, spell
 from edge_nudge.testing import FakeBackend, ToyVocabulary, scripted_scores
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -93,11 +93,6 @@ def test_the_newer_shape_has_bytes_and_as_many_alternatives_as_asked_for() -> No
     assert entry["bytes"] == [0xE2, 0x82]
     assert [top["logprob"] for top in entry["top_logprobs"]] == [-0.5, -2.0]
     assert ChatScores(0).document([token(b"a")])["content"][0]["top_logprobs"] == []
-
-
-def test_the_rest_of_a_token_is_joined_with_its_beginning() -> None:
-    found = merged([token(b" a"), token(b" b", 0.0, is_rest=True), token(b"c")])
-    assert [(each.data, each.logprob) for each in found] == [(b" a b", -0.5), (b"c", -0.5)]
 
 
 # --- in answers

@@ -10,7 +10,6 @@ import json
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,19 @@ from typing import Any
 import httpx
 import pytest
 from cli_fakes import LONG, fake_pair, text_of
-from server_fakes import KEY, SHORT_TEXT, WAIT_S, Listening, a_client, a_worker, chat, events, listening
+from server_fakes import (
+    KEY,
+    SHORT_TEXT,
+    WAIT_S,
+    Listening,
+    a_client,
+    a_worker,
+    chat,
+    events,
+    listening,
+    wait_for,
+    wait_until_loaded,
+)
 
 from edge_nudge.runtime import Pair
 from edge_nudge.server import shapes
@@ -27,13 +38,6 @@ from edge_nudge.worker import Worker, WorkerState
 
 PATH = "/v1/chat/completions"
 LONG_TEXT = text_of(LONG).lstrip()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.002)
 
 
 def send(connection: socket.socket, body: Any, path: str = PATH) -> None:
@@ -423,7 +427,7 @@ def test_while_the_models_load_requests_are_a_503() -> None:
                 assert response.json()["error"]["type"] == "unavailable_error"
             assert (await client.get("/v1/models")).status_code == 200
             may_load.set()
-            assert await asyncio.to_thread(worker.wait_loaded, WAIT_S)
+            await asyncio.to_thread(wait_until_loaded, worker)
             assert (await client.get("/health")).json() == {"status": "ok", "state": "ready"}
 
     worker = Worker(load)

@@ -287,7 +287,7 @@ def test_base_formats_leave_out_nothing_but_an_empty_system_message(name: str, p
     assert "".join(span.text for span in rendered) == prompt
 
 
-@given(TURNS, st.sampled_from(["plain", "qa", "chat"]))
+@given(TURNS, st.sampled_from(["plain", "qa", "chat", "urial"]))
 def test_base_formats_keep_every_text(turns: list[tuple[str, str]], name: str) -> None:
     rendered = "".join(span.text for span in render_base(base_format(name), messages(*turns), NOW))
     at = 0
@@ -296,7 +296,7 @@ def test_base_formats_keep_every_text(turns: list[tuple[str, str]], name: str) -
         at = rendered.index(content, at) + len(content)
 
 
-@pytest.mark.parametrize("name", ["qa", "chat"])
+@pytest.mark.parametrize("name", ["qa", "chat", "urial"])
 def test_an_end_string_is_how_the_format_begins_a_turn(name: str) -> None:
     style = base_format(name)
     rendered = "".join(
@@ -318,5 +318,5 @@ def test_a_base_format_of_ones_own() -> None:
 
 
 def test_an_unknown_base_format_is_refused_with_the_names() -> None:
-    with pytest.raises(InputError, match="'alpaca': choose one of plain, qa, chat"):
+    with pytest.raises(InputError, match="'alpaca': choose one of plain, qa, chat, urial"):
         base_format("alpaca")

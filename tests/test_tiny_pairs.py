@@ -11,7 +11,10 @@ import pytest
 from tiny_gguf import CHATML, write_tiny
 
 from edge_nudge.core.events import Cause, Finished, Piece, Role
+from edge_nudge.engine import fitting
+from edge_nudge.engine.devices import Machine
 from edge_nudge.runtime import Pair, PairSpec, load_pair
+from edge_nudge.spec import plan_load
 
 pytestmark = pytest.mark.native
 
@@ -61,6 +64,26 @@ def test_a_used_pair_answers_like_a_fresh_one(tmp_path: Path, base: str, nudging
             next(stream, None)
         stream.close()
         assert answer(used, questions[1])[0] == wanted[1]
+
+
+@pytest.mark.parametrize(("spare_mib", "kept_mib"), [(1024, 512), (100, 100), (0, 0)])
+def test_earlier_conversations_get_what_the_pair_leaves_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare_mib: int, kept_mib: int
+) -> None:
+    spec = make(tmp_path, "llama spm", "llama bpe")
+    plan = plan_load(spec, ctx_size=256, kv_types=dict.fromkeys(Role, "f16"), gpu_layers=dict.fromkeys(Role, 0))
+    free = plan.estimate.rooms[0].needed_bytes + (spare_mib << 20)
+    monkeypatch.setattr(fitting, "read_machine", lambda: Machine(free, free, 0))
+    questions = ["what is the way to the water " * 6, "who was first " * 8]
+    with load_pair(spec, ctx_size=256, threads=1) as pair:
+        assert [note for note in pair.notes if "earlier" in note] == (
+            [] if kept_mib == 512
+            else [f"caches of earlier conversations: {kept_mib} MiB instead of 512, more is not left of RAM"]
+        )  # fmt: skip
+        for question in questions:
+            answer(pair, question)
+        usage = answer(pair, questions[0])[1].usage
+        assert (usage.nudging.n_reused > usage.nudging.n_prompt // 2) == bool(kept_mib)
 
 
 def test_a_model_that_cannot_rewind_is_asked_again_and_again(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 from cli_fakes import LONG, fake_pair, text_of
+from server_fakes import WAIT_S, wait_for, wait_until_loaded
 
 from edge_nudge.core.events import Finished, FinishReason, Piece
 from edge_nudge.core.request import build_request
 from edge_nudge.errors import EngineError, InputError, LoadingError, QueueFullError, StoppingError
 from edge_nudge.runtime import Pair
 from edge_nudge.worker import Done, Failed, Job, Worker, WorkerState
-
-WAIT_S = 20.0  # for what comes at once, on a machine that is busy
 
 
 class Heard:
@@ -51,14 +50,6 @@ def is_end(item: Any) -> bool:
     return isinstance(item, Done | Failed)
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.002)
-
-
 class Loads:
     """Loads fake pairs, in order: a failure where `fails` says so."""
 
@@ -88,7 +79,7 @@ def make() -> Iterator[Make]:
         made.append(worker)
         worker.start()
         if is_loaded:
-            assert worker.wait_loaded(WAIT_S)
+            wait_until_loaded(worker)
         return worker
 
     yield make_one
@@ -375,18 +366,15 @@ def test_while_it_loads_for_the_first_time_requests_are_refused(make: Make) -> N
         worker.submit(answer(), Heard())
     with pytest.raises(LoadingError), worker.borrow():
         pass
-    assert not worker.wait_loaded(0.001)
     may_load.set()
-    assert worker.wait_loaded(WAIT_S)
+    wait_until_loaded(worker)
     check_alive(worker)
 
 
 def test_a_load_that_fails_is_told_and_tried_again(make: Make) -> None:
     loads = Loads(fails=(1, 2, 3))
     worker = make(loads, is_loaded=False)
-    with pytest.raises(EngineError, match="load 1"):
-        worker.wait_loaded(WAIT_S)
-    assert worker.describe().state is WorkerState.FAILED
+    wait_for(lambda: worker.describe().state is WorkerState.FAILED)
     assert worker.describe().error == "load 1 fails"
     heard = Heard()
     worker.submit(answer(), heard)

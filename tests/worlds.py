@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_nudge.core.blending import TextTable
 from edge_nudge.core.costs import BatchCost, CostCurve
 from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import Event, Finished, Piece, Role, TokenScore
@@ -90,7 +91,14 @@ class World:
             )
             for role, session, prompt in zip(Role, sessions or self.sessions(), prompts, strict=True)
         ]
-        return Decoder(*writers, self.request, seed=self.seed, clock=lambda: 0.0, is_cancelled=is_cancelled)
+        return Decoder(
+            *writers,
+            self.request,
+            seed=self.seed,
+            clock=lambda: 0.0,
+            is_cancelled=is_cancelled,
+            texts=TextTable(*(writer._backend for writer in writers)),
+        )
 
     def foresight(self) -> Foresight | None:
         return None if self.curve is None else Foresight(Schedule(self.curve), scout_step=self.scout_step)
@@ -155,7 +163,24 @@ def random_world(number: int, **fixed: Any) -> World:
     """Return world `number`; `fixed` overrides request settings."""
     rng = random.Random(number)
     settings: dict[str, Any] = {
-        "rule": rng.choice(["top_prob", "top_prob", "top_prob", "entropy", "margin", "base-only", "nudging-only"]),
+        "rule": rng.choice(
+            [
+                "top_prob",
+                "top_prob",
+                "top_prob",
+                "entropy",
+                "margin",
+                "token",
+                "bet",
+                "bet",
+                "bet",
+                "blend",
+                "blend",
+                "blend",
+                "base-only",
+                "nudging-only",
+            ]
+        ),
         "gamma": rng.choice([None, 0.0, 0.3, 0.6, 0.9, 1.5]),
         "lookahead": rng.choice([1, 1, 1, 2, 5, 16]),
         "max_tokens": rng.choice([0, 1, 2, 7, 30, 60]),
@@ -167,6 +192,8 @@ def random_world(number: int, **fixed: Any) -> World:
         "logprobs": (None, 0, 1, 3)[number % 4],
     }
     settings.update(fixed)
+    if settings["rule"] == "bet" and settings["gamma"] is not None:
+        settings["gamma"] = min(settings["gamma"], 1.0)
     base_vocabulary = BASE_VOCABULARY
     nudging_vocabulary = rng.choice([NUDGING_VOCABULARY, NUDGING_VOCABULARY, SPM_VOCABULARY])
     base_scorer, nudging_scorer = random_scorer(rng, base_vocabulary), random_scorer(rng, nudging_vocabulary)

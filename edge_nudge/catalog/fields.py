@@ -20,13 +20,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edge_nudge.core.request import describe
+from edge_nudge.core.request import Rule, describe
 from edge_nudge.errors import InputError
 
 # tomllib came with Python 3.11. Imported by name, because no single environment has both for the type checker.
 _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MOST_ENTROPY = 16.0  # nats: more than any vocabulary has
 DEFAULT_CTX = 4096  # tokens, of the memory that is named for a pair
 # Buffers of the layers, of which a manifest says nothing: 512 rows of a layer grow about as the root of all weights.
 _BUFFER_PER_ROOT = 1500
@@ -215,10 +216,19 @@ class PairManifest(BaseModel):
     model_config = _Strict
     name: Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
     title: _Line
-    gamma: Annotated[float, Field(ge=0.0, le=1.0)]
+    rule: Annotated[Rule, Field(strict=False)] = Rule.TOP_PROB
+    gamma: Annotated[float, Field(ge=0.0, le=MOST_ENTROPY)]
     figures: Figures | None = None
     base: BaseModelEntry
     nudging: NudgingModelEntry
+
+    @model_validator(mode="after")
+    def _two_models_share_the_answers(self) -> PairManifest:
+        if self.rule in (Rule.BASE_ONLY, Rule.NUDGING_ONLY):
+            raise ValueError(f"rule is {self.rule.value}: a pair's rule lets both models write")
+        if self.rule is not Rule.ENTROPY and self.gamma > 1.0:
+            raise ValueError(f"gamma is {self.gamma}: for rule {self.rule.value} it is at most 1")
+        return self
 
     @model_validator(mode="after")
     def _a_name_stands_for_one_content(self) -> PairManifest:

@@ -1,11 +1,11 @@
-"""The program's own folders, hashes of files anywhere, and small files written whole.
+"""The program's own folders, hashes of files anywhere, small files read and written whole, the lock of a fetch.
 
 Owns where data, cache, configuration and state lie, and when a file has to be read again for its hash. Never fetches
 and never knows a pair.
 
 1. A hash is remembered with the size and modification time it was taken at; any change of these reads the file again.
 2. Nothing is written beside a file that is not ours: its stamp lies in the cache folder.
-3. A small file is whole or not there.
+3. A small file is whole or not there. Of a file that a person wrote only so much is read as such a file can have.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
 
-from edge_nudge.errors import ModelFileError
+from edge_nudge.errors import InputError, ModelFileError
 
 _APP = "edge-nudge"
 CHUNK_BYTES = 1 << 20
+_TYPED_BYTES = 1 << 20  # the most of a file that a person wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,45 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_typed(path: Path, what: str) -> str | None:
+    """Return a file that a person wrote, None where there is none; `what` it should be: "settings file".
+
+    Raises InputError.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_TYPED_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}): check what it is, and its permissions"
+        ) from None
+    if len(data) > _TYPED_BYTES:
+        raise InputError(f"{path}: is longer than {_TYPED_BYTES} bytes: this is no {what}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8, at byte {error.start}: save it as UTF-8") from None
+
+
+@contextmanager
+def fetch_lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a fetch; where another process has it, say so and wait for it. Raises OSError."""
+    from filelock import FileLock, Timeout  # it brings asyncio
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process is fetching {what}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync_folder(folder: Path) -> None:

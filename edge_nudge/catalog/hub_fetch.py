@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from edge_nudge.catalog import hub, hub_cache
-from edge_nudge.catalog.files import hash_file, megabytes, remember_hash, sha256_file, write_whole
+from edge_nudge.catalog.files import fetch_lock, hash_file, megabytes, remember_hash, sha256_file, write_whole
 from edge_nudge.catalog.progress import Progress
 from edge_nudge.errors import FetchError, ModelFileError
 
@@ -98,7 +96,7 @@ def fetch_file(
         locks = hub_cache.hub_cache_dir() / ".locks" / hub_cache.repo_folder(listing.repo).name
         locks.mkdir(parents=True, exist_ok=True)
         blob.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(locks / f"{metadata.etag}.edge-nudge.lock", file.file, say):
+        with fetch_lock(locks / f"{metadata.etag}.edge-nudge.lock", file.file, say):
             if not (blob.is_file() and is_right(blob, file)):
                 known = sha256 or file.sha256 or (blob.name if len(blob.name) == 64 else None)
                 _fetch_blob(listing, file, metadata, blob, known, say, progress)
@@ -298,20 +296,6 @@ def _headers() -> dict[str, str]:
 
     headers: dict[str, str] = build_hf_headers(library_name="edge-nudge")
     return headers
-
-
-@contextmanager
-def _locked(path: Path, what: str, say: Say) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"Another process is fetching {what}: waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from edge_nudge.catalog.fields import (
     parse_toml,
     validate_manifest,
 )
-from edge_nudge.catalog.files import config_dir
+from edge_nudge.catalog.files import config_dir, read_typed
 from edge_nudge.errors import InputError
 
 __all__ = [
@@ -52,7 +52,6 @@ __all__ = [
     "user_pairs_dir",
 ]
 
-_MOST_BYTES = 1 << 20  # of a manifest
 # What stands for one decision goes as a whole: half of one source and half of another would be neither.
 _WHOLE = frozenset({"source", "licence", "shape", "figures"})
 # What is said of the bytes of one source is not true of another one.
@@ -113,16 +112,9 @@ def _load_user(name: str, path: Path) -> PairManifest:
     where = str(path)
     if not NAME.fullmatch(name):
         raise InputError(f"{where}: a pair's name has small letters, digits and '-', '_', '.': rename the file")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror or error}): check its permissions") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is not UTF-8, at byte {error.start}: save it as UTF-8") from None
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"{where}: is longer than {_MOST_BYTES} bytes: this is no manifest")
+    text = read_typed(path, "manifest")
+    if text is None:
+        raise InputError(f"{where}: is not there: it was removed, or is a link to nothing")
     data = parse_toml(text, where=where)
     if "extends" in data:
         data = _extended(data, where)

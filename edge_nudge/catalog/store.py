@@ -19,13 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from edge_nudge.catalog import found, hub_cache
 from edge_nudge.catalog.fields import FileSource, HubSource, ModelEntry, OllamaSource, PairManifest, WheelSource
 from edge_nudge.catalog.files import (
     cache_dir,
     data_dir,
+    fetch_lock,
     megabytes,
     models_dir,
     remember_hash,
@@ -268,13 +267,7 @@ def _check_room(home: Path, models: Sequence[ModelEntry]) -> None:
 
 def _fetch_once(model: ModelEntry, home: Path, say: Callable[[str], None], progress: Progress) -> None:
     """Fetch one file unless another process has done so meanwhile."""
-    lock = FileLock(home / f".{model.file}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"Another process is fetching {model.file}: waiting for it.")
-        lock.acquire()
-    try:
+    with fetch_lock(home / f".{model.file}.lock", model.file, say):
         sha256 = _stored_sha256(model)
         if sha256 == model.sha256:
             return
@@ -287,8 +280,6 @@ def _fetch_once(model: ModelEntry, home: Path, say: Callable[[str], None], progr
             _fetch(model, home, say, progress)
         except FetchError as error:
             raise FetchError(f"{damaged}; it could not be fetched again: {error}") from error
-    finally:
-        lock.release()
 
 
 def _fetch(model: ModelEntry, home: Path, say: Callable[[str], None], progress: Progress) -> None:

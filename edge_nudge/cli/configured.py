@@ -28,7 +28,6 @@ from edge_nudge.errors import InputError
 FILE, ENVIRONMENT = "file", "environment"
 _LEVELS = {FILE: 1, ENVIRONMENT: 2}
 _TYPED = 3  # on the command line
-_MOST_BYTES = 1 << 20
 _EXCLUDE = (("pair", "base"), ("pair", "nudge"), ("pair", "nudge_lora"), ("nudge", "nudge_lora"))
 
 
@@ -158,7 +157,9 @@ def _send_away(context: click.Context, settings: dict[str, Setting]) -> None:
 
 
 def _of_file(path: Path) -> dict[str, Setting]:
-    text = _text(path)
+    from edge_nudge.catalog.files import read_typed
+
+    text = read_typed(path, "settings file")
     if text is None:
         return {}
     from edge_nudge.catalog.fields import parse_toml
@@ -173,23 +174,6 @@ def _of_file(path: Path) -> dict[str, Setting]:
             name, key, _converted(PARAMS[name], _plain(PARAMS[name], value, place), place), FILE, place
         )
     return settings
-
-
-def _text(path: Path) -> str | None:
-    """Return what the file holds; None where there is none."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        text = raw.decode("utf-8")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8, at byte {error.start}: save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}): check what it is") from None
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"{path}: is longer than {_MOST_BYTES} bytes: this is no settings file")
-    return text
 
 
 def _place(path: Path, text: str, key: str) -> str:

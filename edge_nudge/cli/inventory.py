@@ -71,7 +71,7 @@ def _pair(pair: KnownPair) -> dict[str, Any]:
         "place": None if pair.place is None else str(pair.place),
         "fault": pair.fault,
         "title": None, "is_complete": False, "n_here": 0, "fetch_bytes": None,
-        "memory_bytes": None, "memory_from": None, "gamma": None,
+        "memory_bytes": None, "memory_from": None, "rule": None, "gamma": None,
     }  # fmt: skip
     if pair.manifest is None:
         return document
@@ -81,6 +81,7 @@ def _pair(pair: KnownPair) -> dict[str, Any]:
     return {
         **document,
         "title": manifest.title,
+        "rule": manifest.rule.value,
         "gamma": manifest.gamma,
         "is_complete": not missing,
         "n_here": 2 - len(missing),
@@ -127,7 +128,7 @@ def _pair_facts(pair: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("manifest", pair["place"] or "shipped with edge-nudge"),
         ("here", _here_text(pair)),
         ("memory", _memory_text(pair)),
-        ("gamma", f"{pair['gamma']:g}"),
+        ("gamma", f"{pair['gamma']:g}, rule {pair['rule']}"),
         ("figures", figures.get("summary", "none published")),
         ("from", figures.get("source")),
     ]

@@ -21,8 +21,8 @@ from edge_nudge.errors import InputError
 F = TypeVar("F", bound=Callable[..., Any])
 
 # The values of request.Rule and the names of template.base_format, written here so that --help imports neither.
-RULES = ("top_prob", "entropy", "margin", "base-only", "nudging-only")
-FORMATS = ("plain", "qa", "chat")
+RULES = ("top_prob", "entropy", "margin", "token", "bet", "blend", "base-only", "nudging-only")
+FORMATS = ("plain", "qa", "chat", "urial")
 KV_TYPES = ("f16", "q8_0", "q4_0")  # engine/footprint.py
 
 REQUEST_FIELDS = (
@@ -148,7 +148,7 @@ def request_options(function: F) -> F:
             "--rule",
             type=click.Choice(RULES),
             metavar="RULE",
-            help=f"How sure is measured, or who writes alone: {', '.join(RULES)}; default top_prob.",
+            help=f"How sure is measured, or who writes alone: {', '.join(RULES)}; default: the pair's.",
         ),
         click.option(
             "--lookahead",

@@ -1,11 +1,11 @@
-"""What a terminal shows: visible control characters, the nudging model's words in colour, legend and totals.
+"""What a terminal shows: the nudging model's words in colour, legend and totals.
 
 Owns the look of an answer. Never decides what an answer is, and never imports rich before colour is wanted.
 
 1. Streamed text is exact: no wrapping, no markup, no highlighting; without colour and terminal it is the bytes
    of the answer and one newline.
 2. On a terminal, and wherever colour was forced, a character that could move the cursor, reorder or hide text is
-   shown as an escape (core/visible.py).
+   shown as an escape; core/visible.py says which ones those are.
 3. A colour code is written together with its text and its reset, so an interrupted stream leaves no colour behind.
 """
 

@@ -1,9 +1,10 @@
-"""`edge-nudge report`: a trace as one HTML page.
+"""`edge-nudge report`: a trace, or an evaluation, as one HTML page.
 
 Owns which file the page goes to. Never looks into a trace.
 
 1. Without -o the page lies beside the trace, named as it is with .html; "-" is standard output.
 2. The trace itself is never overwritten, and a page is written whole or not at all.
+3. An evaluation is a folder with results.json; its page, table and summary are written there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edge_nudge.errors import InputError
 STDOUT = "-"
 
 
-@click.command(short_help="Make a page of a recorded answer.")
+@click.command(short_help="Make a page of a recorded answer, or of an evaluation.")
 @click.argument("file", metavar="FILE", shell_complete=complete_files)
 @click.option(
     "-o",
@@ -42,11 +43,18 @@ def report(**values: Any) -> None:
 
     Writes the page beside FILE, as .html, whole or not at all. The exit code is 1 where FILE is no trace.
 
+    Where FILE is the folder of an evaluation, its report.html, report.md and summary.json are written anew.
+
     \b
-    Example: edge-nudge report answer.jsonl -o answer.html
+    Examples:
+      edge-nudge report answer.jsonl -o answer.html
+      edge-nudge report evaluation
     """
     show_log(values["verbose"])
     trace_path = Path(values["file"])
+    if trace_path.is_dir():
+        _evaluation(trace_path, values)
+        return
     output = _output(trace_path, values["output"])
     if output is None and values["as_json"]:
         raise click.UsageError('--json and the page cannot both go to standard output: name a file with "-o"')
@@ -73,6 +81,24 @@ def report(**values: Any) -> None:
         "is_finished": trace.end is not None and trace.end.type == "finished",
     }
     streams.write_out(to_json(about) + "\n")
+
+
+def _evaluation(folder: Path, values: dict[str, Any]) -> None:
+    if values["output"] is not None:
+        raise InputError(f"{folder} is an evaluation: its pages lie in it, so -o has no meaning")
+    from edge_nudge.cli.evaluate import need_extra
+    from edge_nudge.evaluate.files import write_report
+    from edge_nudge.evaluate.runner import read_results
+
+    need_extra("the report of an evaluation")
+    files = [str(file) for file in write_report(read_results(folder), folder)]
+    if values["as_json"]:
+        from edge_nudge.document import to_json
+
+        streams.write_out(to_json({"files": files}) + "\n")
+        return
+    for file in files:
+        streams.tell(f"page: {file}")
 
 
 def _output(trace: Path, asked: str | None) -> Path | None:

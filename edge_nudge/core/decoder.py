@@ -6,16 +6,20 @@ reference.py beside it is the same algorithm written plainly; tests hold this on
 
 1. The nudging model opens; its first word is accepted unseen by the base model, so it is shown at once.
 2. The base model is asked after each nudging word; drafting goes on only as far as the next question needs.
+   Where the rule is a mix (blending.py) and the base model is unsure, what is drafted is dropped and both draw.
 3. Only the nudging model ends an answer (a solo model ends its own).
 4. Closing the generator, or an error, at any event leaves both sessions ready for the next request.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from edge_nudge.core.betting import with_opinion
+from edge_nudge.core.blending import Blender, Mixed, TextTable
 from edge_nudge.core.draft import Draft
 from edge_nudge.core.events import (
     Event,
@@ -39,7 +43,7 @@ from edge_nudge.errors import ContextOverflowError
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A run of text by one model, about to begin; a base turn brings its first token along."""
+    """A run of text by one model, about to begin; a base turn, and one drawn from a mix, brings its first token."""
 
     role: Role
     reason: HandoffReason
@@ -81,6 +85,7 @@ class Decoder:
         seed: int,
         clock: Callable[[], float],
         is_cancelled: Callable[[], bool],
+        texts: TextTable,
     ) -> None:
         self._seed = seed
         self._base = base
@@ -88,10 +93,10 @@ class Decoder:
         self._params = request.nudge
         self._max_tokens = request.max_tokens
         self._cache_prompt = request.cache_prompt
-        self._is_scored = request.logprobs is not None
         self._drops_lead = request.raw_prompt is None  # a plain completion keeps the blanks it begins with
         self._policy = make_policy(request.nudge)
         self._draft = self._foresee if self._policy.solo is None else None
+        self._blender = Blender(base, nudging, texts, request.sampling, seed)
         self._transcript = Transcript(
             [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
         )
@@ -156,6 +161,8 @@ class Decoder:
             return End(FinishReason.STOP, FinishDetail.RESTART_GUARD)
         opens_answer = self._drops_lead and len(self._transcript) == 0
         draft = Draft(overlap, opens_answer=opens_answer)
+        if turn.token >= 0:
+            self._push(draft, turn.token)
         top_prob, probe, instead = turn.top_prob, None, turn.instead
         while True:
             if (size := draft.word_size()) is None:
@@ -168,17 +175,23 @@ class Decoder:
                 size = draft.word_size()
                 assert size is not None, "a draft ends with a whole word or with an end"
             if probe is not None and self._agrees(probe, draft.word(size)):
-                return Turn(Role.BASE, HandoffReason.AGREED, probe.top_prob, probe.top_id, instead=draft.rest)
+                return Turn(Role.BASE, HandoffReason.AGREED, probe.top_prob, probe.candidate, instead=draft.rest)
             outcome = self._accept(self._unit(Role.NUDGING, draft, size, turn.reason, top_prob, instead))
             yield from self._counted(self._transcript.show())
             if outcome is not None:
                 return outcome
             if self._policy.solo is None:
                 answer = self._ask_base(draft)
-                if isinstance(answer, Probe):
-                    probe, top_prob, instead = answer, answer.top_prob, self._base.piece(answer.top_id)
-                else:
+                if not isinstance(answer, Probe):
                     return answer
+                probe, top_prob, instead = answer, answer.top_prob, self._base.piece(answer.candidate)
+                mixed = self._mix(probe, self._base.overlap, Role.NUDGING)
+                if isinstance(mixed, Mixed):
+                    draft = Draft(self._nudging.overlap, opens_answer=False)
+                    self._push(draft, mixed.token)
+                    probe, instead = None, mixed.instead
+                elif mixed is not None:
+                    return mixed
 
     def _extend(self, draft: Draft) -> End | None:
         """Draft until there is a whole word and at least `lookahead` tokens, or an end.
@@ -193,6 +206,7 @@ class Decoder:
                 return MAX_TOKENS
             if not nudging.evaluate_pending():
                 return CONTEXT_FULL[Role.NUDGING] if draft.word_size() is None else None
+            top_prob = nudging.top_prob() if self._policy.needs_other else math.nan
             banned: list[int] = []
             while True:
                 token = nudging.draw(banned)
@@ -204,9 +218,13 @@ class Decoder:
                 if draft.can_take(piece):
                     break
                 banned.append(token)  # no text can come of it: the next best one
-            draft.push(piece, nudging.score(token) if self._is_scored else None)
-            nudging.pending = token
+            self._push(draft, token, top_prob)
         return None
+
+    def _push(self, draft: Draft, token: int, top_prob: float = math.nan) -> None:
+        """Add a token of the nudging model, drawn from the scores at hand, to its draft."""
+        draft.push(self._nudging.piece(token), self._nudging.score(token), top_prob)
+        self._nudging.pending = token
 
     def _ask_base(self, draft: Draft) -> Probe | Outcome:
         """Ask the base model behind the last word taken from a draft: an unsure probe, or what comes next."""
@@ -214,6 +232,8 @@ class Decoder:
         if overlap is None:
             return CONTEXT_FULL[Role.BASE]
         probe = self._base.probe(self._policy)
+        if self._policy.needs_other:
+            probe = replace(probe, other_prob=draft.rest_prob)
         if not self._policy.is_sure(probe):
             return probe
         token = self._base.draw()
@@ -223,9 +243,27 @@ class Decoder:
             return probe
         return Turn(Role.BASE, HandoffReason.CONFIDENT, probe.top_prob, token, overlap, draft.rest or None)
 
+    def _mix(self, probe: Probe, n_blanks: int, writer: Role) -> Mixed | Outcome | None:
+        """Draw from the mix, where the rule is one: a token of the writer, or what else comes of it.
+
+        None where there is no mix: the rule is another one, or nothing can be drawn.
+        """
+        mixed = self._blender.draw(self._transcript.text, n_blanks) if self._policy.is_mixed else None
+        if isinstance(mixed, Role):
+            return CONTEXT_FULL[mixed]
+        if mixed is None or (mixed.author is writer and not mixed.is_end):
+            return mixed
+        if not mixed.is_end:
+            overlap = self._base.overlap if mixed.author is Role.BASE else self._nudging.overlap
+            blended, top_prob = HandoffReason.BLENDED, probe.top_prob
+            return Turn(mixed.author, blended, top_prob, mixed.token, overlap, mixed.instead)
+        if mixed.author is Role.NUDGING:
+            return END_OF_GENERATION
+        return Turn(Role.NUDGING, HandoffReason.BASE_END, probe.top_prob, instead=b"")
+
     def _agrees(self, probe: Probe, word: bytes) -> bool:
-        """Tell whether the base model's top token begins the nudging model's next word."""
-        piece = self._base.piece(probe.top_id)
+        """Tell whether what the base model would write begins the nudging model's next word."""
+        piece = self._base.piece(probe.candidate)
         return piece.strip() != b"" and word.startswith(piece)
 
     def _is_finished(self) -> bool:
@@ -252,7 +290,7 @@ class Decoder:
             piece = base.piece(token)
             if not piece or not draft.can_take(piece):
                 return self._to_nudging(HandoffReason.UNUSABLE, top_prob, piece)
-            draft.push(piece, base.score(token) if self._is_scored else None)
+            draft.push(piece, base.score(token))
             if size := draft.whole_size():
                 if opens_answer:
                     base.add_lead(draft.n_lead)
@@ -265,11 +303,23 @@ class Decoder:
             base.pending = token
             if not base.evaluate_pending(None if draft.rest else self._draft):
                 return CONTEXT_FULL[Role.BASE]
-            probe = base.probe(self._policy)
+            probe = self._judge(base.probe(self._policy), draft)
+            if probe is None:
+                return CONTEXT_FULL[Role.NUDGING]
             top_prob = probe.top_prob
-            if not self._policy.is_sure(probe):
-                return self._to_nudging(HandoffReason.UNSURE, top_prob, base.piece(probe.top_id))
-            token = base.draw()
+            if self._policy.is_sure(probe):
+                token = base.draw()
+            else:
+                mixed = None if draft.has_rest else self._mix(probe, draft.n_blanks, Role.BASE)
+                if not isinstance(mixed, Mixed):
+                    return mixed or self._to_nudging(HandoffReason.UNSURE, top_prob, base.piece(probe.candidate))
+                token, instead = mixed.token, mixed.instead
+
+    def _judge(self, probe: Probe, draft: Draft) -> Probe | None:
+        """Add what the nudging model thinks at the same place where the rule is about that; None if it is full."""
+        if not self._policy.needs_other:
+            return probe
+        return with_opinion(probe, self._policy, self._base, self._nudging, self._transcript.text, draft)
 
     def _foresee(self, n_tokens: int) -> bytes:
         """Let the nudging model guess how the base model goes on."""

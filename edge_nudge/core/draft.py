@@ -8,6 +8,8 @@ Owns cutting a model's tokens into whole words and characters. Never accepts any
 
 from __future__ import annotations
 
+import math
+
 from edge_nudge.core.events import TokenScore
 from edge_nudge.core.token_scores import split_tokens, without_blanks
 from edge_nudge.core.words import first_word_end, whole_characters
@@ -19,6 +21,8 @@ class Draft:
     def __init__(self, overlap: int, *, opens_answer: bool) -> None:
         self._data = bytearray()
         self._starts: list[int] = []
+        self._top_probs: list[float] = []  # of the same tokens: the top-1 probability where each was drawn
+        self.rest_prob = math.nan  # of the token that the rest begins with or inside
         self._scored: list[TokenScore] = []  # of the same tokens, where they are scored; their data is the text
         self._n_left = 1 << 30 if opens_answer else overlap  # blanks that may still be swallowed
         self._overlap = overlap
@@ -32,16 +36,28 @@ class Draft:
         return len(self._starts)
 
     @property
+    def n_blanks(self) -> int:
+        """How many blanks are still swallowed if they come next."""
+        return self._n_left
+
+    @property
     def n_lead(self) -> int:
         """Blanks swallowed beyond the overlap: they belong to the prompt."""
         return max(0, self._n_swallowed - self._overlap)
 
+    def fork(self) -> Draft:
+        """Return a draft that goes on from the same text, for trying what may come; it has no scores."""
+        draft = Draft(0, opens_answer=False)
+        draft._data = self._data[:]
+        draft._n_left = self._n_left
+        return draft
+
     def can_take(self, piece: bytes) -> bool:
         """Tell whether the text stays valid UTF-8 with this piece."""
-        return (piece.isascii() and not self._has_rest()) or whole_characters(bytes(self._data) + piece) is not None
+        return (piece.isascii() and not self.has_rest) or whole_characters(bytes(self._data) + piece) is not None
 
-    def push(self, piece: bytes, score: TokenScore | None = None) -> None:
-        """Add the text of one token, and its score if tokens are scored."""
+    def push(self, piece: bytes, score: TokenScore | None = None, top_prob: float = math.nan) -> None:
+        """Add the text of one token, and its score if tokens are scored; `top_prob` where the rule reads it."""
         if score is not None:
             self._scored.append(without_blanks(score, self._n_left))
         if self._n_left:
@@ -51,6 +67,7 @@ class Draft:
             self._n_swallowed += n_blanks
             self._n_left = 0 if piece else self._n_left - n_blanks
         self._starts.append(len(self._data))
+        self._top_probs.append(top_prob)
         self._data += piece
 
     def word_size(self) -> int | None:
@@ -80,6 +97,10 @@ class Draft:
         """
         data = bytes(self._data[:size])
         starts = tuple(start for start in self._starts if start < size)
+        n_begun = sum(start <= size for start in self._starts)
+        if n_begun:
+            self.rest_prob = self._top_probs[n_begun - 1]
+        del self._top_probs[: len(starts)]
         self._starts = [start - size for start in self._starts[len(starts) :]]
         del self._data[:size]
         if not self._scored:
@@ -87,5 +108,7 @@ class Draft:
         tokens, self._scored = split_tokens(self._scored, size)
         return data, starts, tokens
 
-    def _has_rest(self) -> bool:
+    @property
+    def has_rest(self) -> bool:
+        """Whether the last character is incomplete."""
         return self.whole_size() < len(self._data)

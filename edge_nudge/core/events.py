@@ -35,6 +35,7 @@ class HandoffReason(str, Enum):
     UNUSABLE = "unusable"  # the base model's token is no text: a control token or broken UTF-8
     CONFIDENT = "confident"  # the rule found the base model sure
     AGREED = "agreed"  # the base model's top token begins the nudging model's next word
+    BLENDED = "blended"  # the base model was unsure; what both drew together is rather this model's
     POLICY = "policy"  # the rule always chooses this model (base-only, nudging-only)
 
 
@@ -96,7 +97,7 @@ class Piece:
     base model was not asked. `reason` is why its author was writing. `n_tokens` counts tokens of the author.
     `tokens` are scored where the request asks for it, by the author; their joined data is the text.
     `instead` is what the other model would have written here, where that is known without asking it: the base model's
-    top token where it was unsure, or what the nudging model had drafted. It is empty for no text (an end, a control
+    token where it was unsure, or what the nudging model had drafted. It is empty for no text (an end, a control
     token) and None where it is not known; its last character may be cut.
     """
 

@@ -1,7 +1,7 @@
 """The nudging algorithm written plainly and slowly: the oracle that the decoder is held to.
 
-Owns nothing but the order of decisions. Every question evaluates its whole text from nothing; stop strings and
-loops are searched from scratch after every addition; nothing is cached, held back or streamed.
+Owns nothing but the order of decisions. Every question evaluates its whole text from nothing (reference_model.py);
+stop strings and loops are searched from scratch after every addition; nothing is cached, held back or streamed.
 
 Source: Fei, Razeghi, Singh, "Nudging: Inference-time Alignment of LLMs via Guided Decoding" (arXiv 2410.09300).
 What differs from the paper:
@@ -9,97 +9,54 @@ What differs from the paper:
 2. The last, perhaps cut word of a draft is completed before it is compared, not compared as it is.
 3. The guards act on units before they are shown, not on blocks of 16 tokens afterwards.
 4. The base model's own end asks the nudging model whether the answer is finished (restart guard).
+5. The rules bet and blend, whose sources are named in policy.py and blending.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+import math
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from edge_nudge.core.backend import Backend
+import numpy as np
+
 from edge_nudge.core.draft import Draft
-from edge_nudge.core.events import FinishDetail, HandoffReason, Role, TokenScore
+from edge_nudge.core.events import FinishDetail, HandoffReason, Role
 from edge_nudge.core.loops import MIN_TOKENS, MIN_WORDS
 from edge_nudge.core.policy import make_policy
-from edge_nudge.core.prompt import Prompt
-from edge_nudge.core.request import GenerateRequest
-from edge_nudge.core.sampling import Probe, Reader, Sampler, Scores
-from edge_nudge.core.token_scores import TokenScorer
+from edge_nudge.core.reference_model import Finish
+from edge_nudge.core.reference_model import Model as Model
+from edge_nudge.core.request import GenerateRequest, Rule
+from edge_nudge.core.sampling import Probe, Sampler
 from edge_nudge.core.transcript import Unit, cut_to_tokens
-
-
-class Finish(Exception):
-    """The answer is finished."""
-
-    def __init__(self, detail: FinishDetail) -> None:
-        super().__init__(detail)
-        self.detail = detail
+from edge_nudge.core.words import whole_characters
 
 
 class ToNudging(Exception):
-    """The turn is over; the nudging model writes on."""
+    """The turn is over; the nudging model writes on, beginning with `token` if there is one."""
 
-    def __init__(self, reason: HandoffReason, top_prob: float | None, instead: bytes | None) -> None:
+    def __init__(
+        self, reason: HandoffReason, top_prob: float | None, instead: bytes | None, token: int | None = None
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.top_prob, self.instead = reason, top_prob, instead
+        self.reason, self.top_prob, self.instead, self.token = reason, top_prob, instead, token
 
 
 class ToBase(Exception):
     """The turn is over; the base model writes on, beginning with `token`."""
 
-    def __init__(self, reason: HandoffReason, top_prob: float | None, token: int, drafted: bytes) -> None:
+    def __init__(self, reason: HandoffReason, top_prob: float | None, token: int, instead: bytes | None) -> None:
         super().__init__(reason)
-        self.reason, self.top_prob, self.token, self.drafted = reason, top_prob, token, drafted
+        self.reason, self.top_prob, self.token, self.instead = reason, top_prob, token, instead
 
 
-class Model:
-    """One model, asked from nothing each time."""
+class Go(Exception):
+    """The model that writes goes on with a token that both drew."""
 
-    def __init__(self, role: Role, backend: Backend, prompt: Prompt, request: GenerateRequest, seed: int) -> None:
-        self.role, self.backend, self.prompt = role, backend, prompt
-        self.reader = Reader(backend.info.n_vocab, role.value)
-        self.sampler = Sampler(request.sampling, role, seed)
-        self.scorer = None if request.logprobs is None else TokenScorer(backend, self.reader, request.logprobs)
-        self.lead = b""  # blanks this model wrote in front of the answer
-
-    def ids(self, answer: bytes) -> list[int]:
-        """Ids of prompt and answer, without the blanks at the end. Raises Finish if there is no room to write."""
-        text = self.prompt.tail + self.lead + answer
-        ids = [*self.prompt.head, *self.prompt.tokenize(self.backend, text[: len(text) - self.overlap(answer)])]
-        self.check_room(ids)
-        return ids
-
-    def overlap(self, answer: bytes) -> int:
-        """How many blanks at the end of the text the model writes again."""
-        text = self.prompt.tail + self.lead + answer
-        if not self.prompt.head and not text.strip(b" "):
-            return 0
-        return len(text) - len(text.rstrip(b" "))
-
-    def check_room(self, ids: list[int]) -> None:
-        if len(ids) >= self.backend.info.n_ctx:
-            raise Finish(FinishDetail.BASE_CONTEXT if self.role is Role.BASE else FinishDetail.NUDGING_CONTEXT)
-
-    def scores(self, ids: list[int]) -> Scores:
-        self.backend.clear()
-        n_batch = self.backend.info.n_batch
-        for start in range(0, len(ids), n_batch):
-            batch = ids[start : start + n_batch]
-            self.backend.evaluate(batch, [len(batch) - 1])
-        row: Scores = self.backend.scores(len(batch) - 1).copy()
-        return row
-
-    def draw(self, ids: list[int], banned: list[int]) -> int:
-        return self.sampler.draw(self.scores(ids), self.reader, len(ids), banned)
-
-    def probe(self, ids: list[int]) -> Probe:
-        return self.reader.probe(self.scores(ids), with_second=True, with_entropy=True)
-
-    def score(self, ids: list[int], token: int) -> TokenScore | None:
-        return None if self.scorer is None else self.scorer.score(self.scores(ids), token)
-
-    def end_prob(self, ids: list[int]) -> float:
-        return self.reader.prob_of(self.scores(ids), self.backend.eog_tokens)
+    def __init__(self, token: int, instead: bytes) -> None:
+        super().__init__(token)
+        self.token, self.instead = token, instead
 
 
 @dataclass
@@ -115,6 +72,11 @@ class Reference:
     n_turns: int = 0
     stop_string: str | None = None
     instead: bytes | None = None  # of the unit that comes next
+    first: int | None = None  # token of the nudging turn that comes next
+
+    def __post_init__(self) -> None:
+        self.rule = self.request.nudge.rule
+        self.mixer = Sampler(self.request.sampling, None, self.base.seed)
 
     def run(self) -> FinishDetail:
         """Write the answer and return what ended it."""
@@ -137,10 +99,10 @@ class Reference:
             try:
                 self.nudging_turn(reason, top_prob)
             except ToBase as turn:
-                self.instead = turn.drafted or None
+                self.instead = turn.instead
                 self.base_turn(turn.token, turn.reason, turn.top_prob)
         except ToNudging as turn:
-            self.instead = turn.instead
+            self.instead, self.first = turn.instead, turn.token
             return turn.reason, turn.top_prob
 
     def nudging_turn(self, reason: HandoffReason, top_prob: float | None) -> NoReturn:
@@ -155,6 +117,9 @@ class Reference:
             raise Finish(FinishDetail.RESTART_GUARD)
         opens_answer = self.request.raw_prompt is None and not self.text
         draft = Draft(self.nudging.overlap(self.text), opens_answer=opens_answer)
+        if self.first is not None:
+            self.push(draft, ids, self.first)
+            self.first = None
         unsure: Probe | None = None
         while True:
             end = self.extend(draft, ids) if draft.word_size() is None else None
@@ -168,11 +133,17 @@ class Reference:
             word_size = draft.word_size()
             assert word_size is not None, "a draft ends with a whole word or with an end"
             if unsure is not None and self.agrees(unsure, draft.word(word_size)):
-                raise ToBase(HandoffReason.AGREED, unsure.top_prob, unsure.top_id, draft.rest)
+                raise ToBase(HandoffReason.AGREED, unsure.top_prob, self.candidate(unsure), draft.rest)
             self.accept(Role.NUDGING, draft, word_size, reason, top_prob)
             if make_policy(self.request.nudge).solo is None:
-                unsure = self.ask_base(draft.rest)
-                top_prob, self.instead = unsure.top_prob, self.base.backend.piece(unsure.top_id)
+                unsure = self.ask_base(draft)
+                top_prob, self.instead = unsure.top_prob, self.base.backend.piece(self.candidate(unsure))
+                try:
+                    self.mix(Role.NUDGING, self.base.ids(self.text), self.base.overlap(self.text), unsure)
+                except Go as go:
+                    ids, draft = self.nudging.ids(self.text), Draft(self.nudging.overlap(self.text), opens_answer=False)
+                    self.push(draft, ids, go.token)
+                    unsure, self.instead = None, go.instead
 
     def extend(self, draft: Draft, ids: list[int]) -> FinishDetail | None:
         """Draft on; `ids` grows by what is drafted. Return what ended the draft, if anything did."""
@@ -190,25 +161,91 @@ class Reference:
                 return FinishDetail.END_OF_GENERATION
             if not self.nudging.backend.piece(token):
                 return FinishDetail.CONTROL_TOKEN
-            draft.push(self.nudging.backend.piece(token), self.nudging.score(ids, token))
-            ids.append(token)
+            self.push(draft, ids, token)
         return None
 
-    def ask_base(self, drafted: bytes) -> Probe:
+    def push(self, draft: Draft, ids: list[int], token: int) -> None:
+        top_prob = self.nudging.probe(ids).top_prob
+        draft.push(self.nudging.backend.piece(token), self.nudging.score(ids, token), top_prob)
+        ids.append(token)
+
+    def candidate(self, probe: Probe) -> int:
+        """What the base model would write here: two rules are about the token drawn."""
+        return probe.drawn if self.rule in (Rule.TOKEN, Rule.BET) else probe.top_id
+
+    def ask_base(self, draft: Draft) -> Probe:
         """Return the base model's probe if it is unsure; else its turn begins, in place of what is drafted."""
         ids = self.base.ids(self.text)
-        probe = self.base.probe(ids)
+        probe = replace(self.base.probe(ids), other_prob=draft.rest_prob)
         if make_policy(self.request.nudge).is_sure(probe):
             token = self.base.draw(ids, [])
             if self.base.backend.is_eog(token):
                 raise ToNudging(HandoffReason.BASE_END, probe.top_prob, b"")
             piece = self.base.backend.piece(token)
             if piece and Draft(0, opens_answer=False).can_take(piece):
-                raise ToBase(HandoffReason.CONFIDENT, probe.top_prob, token, drafted)
+                raise ToBase(HandoffReason.CONFIDENT, probe.top_prob, token, draft.rest or None)
         return probe
 
+    def opinion(self, draft: Draft, probe: Probe) -> float:
+        """The nudging model's best probability where the base model is about to write a token behind a draft.
+
+        Not asked where no answer could be high enough.
+        """
+        if probe.drawn_prob >= 1.0 - self.request.nudge.threshold:
+            return math.nan
+        before = self.text + draft.rest
+        if whole_characters(before) != len(before):
+            return math.nan
+        draft, piece = copy.deepcopy(draft), self.base.backend.piece(probe.drawn)
+        if piece and draft.can_take(piece):
+            draft.push(piece)
+        behind = self.nudging.all_ids(self.text + draft.word(draft.whole_size()))
+        ids = self.nudging.all_ids(before)
+        if behind[: len(ids)] != ids:
+            return math.nan
+        self.nudging.check_room(ids)
+        return self.nudging.probe(ids).top_prob
+
+    def mix(self, writer: Role, base_ids: list[int], n_blanks: int, probe: Probe) -> None:
+        """Where the rule is blend, let both draw; return only if there is no mix."""
+        if self.rule is not Rule.BLEND:
+            return
+        ids = {Role.NUDGING: self.nudging.ids(self.text), Role.BASE: base_ids}
+        p, tokens_of_base = self.base.texts(base_ids, n_blanks)
+        q, tokens_of_nudging = self.nudging.texts(ids[Role.NUDGING], self.nudging.overlap(self.text))
+        best_p, best_q = max(p, key=p.__getitem__), max(q, key=q.__getitem__)
+        both = p[best_p] + q[best_q]
+        weight = min(q[best_q] / both + 0.1 * p.get(best_q, 0.0), 1.0) if both else 0.0
+        texts = [*p, *(text for text in q if text not in p)]
+        mix = {text: (1.0 - weight) * p.get(text, 0.0) + weight * q.get(text, 0.0) for text in texts}
+        while mix[best := max(texts, key=mix.__getitem__)] > 0.0:
+            with np.errstate(divide="ignore"):
+                logs = np.log(np.array([mix[text] for text in texts]))
+            text = texts[self.mixer.pick(logs, texts.index(best), len(base_ids))]
+            if text is None or whole_characters(text) is not None:
+                is_nudging = weight * q.get(text, 0.0) > (1.0 - weight) * p.get(text, 0.0)
+                token = (tokens_of_nudging if is_nudging else tokens_of_base)[text]
+                other, of_other = (self.base, base_ids) if is_nudging else (self.nudging, ids[Role.NUDGING])
+                instead = other.backend.piece(other.probe(of_other).top_id)
+                self.go_on(writer, Role.NUDGING if is_nudging else Role.BASE, text, token, instead, probe)
+            mix[text] = 0.0
+
+    def go_on(
+        self, writer: Role, author: Role, text: bytes | None, token: int, instead: bytes, probe: Probe
+    ) -> NoReturn:
+        """Let the author of what was drawn write it."""
+        if text is None:
+            if author is Role.NUDGING:
+                raise Finish(FinishDetail.END_OF_GENERATION)
+            raise ToNudging(HandoffReason.BASE_END, probe.top_prob, b"")
+        if author is writer:
+            raise Go(token, instead)
+        if author is Role.BASE:
+            raise ToBase(HandoffReason.BLENDED, probe.top_prob, token, instead)
+        raise ToNudging(HandoffReason.BLENDED, probe.top_prob, instead, token)
+
     def agrees(self, probe: Probe, word: bytes) -> bool:
-        piece = self.base.backend.piece(probe.top_id)
+        piece = self.base.backend.piece(self.candidate(probe))
         return piece.strip() != b"" and word.startswith(piece)
 
     def base_turn(self, token: int, reason: HandoffReason, top_prob: float | None) -> NoReturn:
@@ -232,10 +269,16 @@ class Reference:
                 self.accept(Role.BASE, draft, size, reason, top_prob)
             self.base.check_room(ids)
             probe = self.base.probe(ids)
-            top_prob = probe.top_prob
+            if self.rule is Rule.BET:
+                probe = replace(probe, other_prob=self.opinion(draft, probe))
+            top_prob, token = probe.top_prob, probe.drawn
             if not make_policy(self.request.nudge).is_sure(probe):
-                self.leave_base(HandoffReason.UNSURE, top_prob, self.base.backend.piece(probe.top_id))
-            token = self.base.draw(ids, [])
+                try:
+                    if not draft.rest:
+                        self.mix(Role.BASE, ids, draft.n_blanks, probe)
+                    self.leave_base(HandoffReason.UNSURE, top_prob, self.base.backend.piece(self.candidate(probe)))
+                except Go as go:
+                    token, self.instead = go.token, go.instead
 
     def leave_base(self, reason: HandoffReason, top_prob: float | None, instead: bytes | None = None) -> NoReturn:
         if make_policy(self.request.nudge).solo is None:

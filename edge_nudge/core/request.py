@@ -23,6 +23,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -38,6 +40,9 @@ class Rule(str, Enum):
     TOP_PROB = "top_prob"
     ENTROPY = "entropy"
     MARGIN = "margin"
+    TOKEN = "token"
+    BET = "bet"
+    BLEND = "blend"
     BASE_ONLY = "base-only"
     NUDGING_ONLY = "nudging-only"
 
@@ -46,9 +51,22 @@ DEFAULT_GAMMA: Mapping[Rule, float] = {
     Rule.TOP_PROB: 0.4,  # the paper's value for Llama-2; 0.2 to 0.5 all work there
     Rule.ENTROPY: 2.0,  # nats
     Rule.MARGIN: 0.2,  # difference of the two highest probabilities
+    Rule.TOKEN: 0.4,  # as top_prob: the two are one rule where nothing is sampled
+    Rule.BET: 0.2,  # how much less probable than the nudging model's best token; the source's value
+    Rule.BLEND: 0.4,  # as top_prob; the source's value, too
     Rule.BASE_ONLY: 0.0,
     Rule.NUDGING_ONLY: 0.0,
 }
+
+
+def gamma_fault(rule: Rule | None, gamma: float | None) -> str | None:
+    """Return what is wrong with a threshold for a rule, None if nothing is."""
+    if rule is not Rule.BET or gamma is None or gamma <= 1.0:
+        return None
+    return (
+        f"for the rule bet it is a difference of two probabilities, 0 to 1, and {gamma:g} is above: "
+        f"1 lets the base model write everything behind the opening word"
+    )
 
 
 def _as_list(value: Any) -> Any:
@@ -141,6 +159,13 @@ class NudgeParams(BaseModel):
         default=True,
         description="evaluate guessed tokens along with known ones where the measured costs say that it pays",
     )
+
+    @field_validator("gamma")
+    @classmethod
+    def _gamma_fits_the_rule(cls, gamma: float | None, info: ValidationInfo) -> float | None:
+        if (fault := gamma_fault(info.data.get("rule"), gamma)) is not None:
+            raise ValueError(fault)
+        return gamma
 
     @property
     def threshold(self) -> float:

@@ -4,7 +4,7 @@ Owns softmax, the filters and the random numbers. Never keeps a row: a row is va
 
 1. Probabilities are the plain softmax of the raw scores; temperature and filters touch only the draw.
 2. NaN and infinity are refused before any comparison: every comparison with NaN is false.
-3. A random number depends on seed, role and position alone, so no schedule of evaluation changes an answer.
+3. A random number depends on seed, who draws and position alone, so no schedule of evaluation changes an answer.
 4. No sort of the vocabulary: one pass for the maximum, one for the sum; filters sort only what survives.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +24,32 @@ from edge_nudge.errors import NonFiniteScoresError
 
 Scores = NDArray[np.float32]
 
+STREAMS = {Role.BASE: 0, Role.NUDGING: 1, None: 2}  # of random numbers: one for each who draws
+
 # exp of the best score keeps its full precision and a million such terms do not overflow float32
 _NO_SHIFT = (-60.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a model thinks at one place. Entropy is in nats; both extras are NaN unless asked for."""
+    """What a model thinks at one place. Entropy is in nats; the extras are NaN unless asked for.
+
+    `drawn` is the token that sampling takes here, -1 where nobody asked; `other_prob` is the other model's top-1
+    probability at the same place, NaN where it was not asked or has no opinion.
+    """
 
     top_id: int
     top_prob: float
     second_prob: float = math.nan
     entropy: float = math.nan
+    drawn: int = -1
+    drawn_prob: float = math.nan
+    other_prob: float = math.nan
+
+    @property
+    def candidate(self) -> int:
+        """The token that the model would write here: the one drawn where the rule is about it, else the top one."""
+        return self.top_id if self.drawn < 0 else self.drawn
 
 
 class Reader:
@@ -61,10 +76,17 @@ class Reader:
             second = float(weights.max()) / total
         return Probe(top, top_weight / total, second, entropy)
 
+    def weights(self, scores: Scores) -> tuple[Scores, float]:
+        """Return the softmax before it is divided by its sum, and the sum. Raises NonFiniteScoresError.
+
+        The row is this reader's own: valid until it reads the next one.
+        """
+        weights = self._weights(scores, self._shift(scores, self.top(scores)))
+        return weights, float(weights.sum())
+
     def prob_of(self, scores: Scores, tokens: Iterable[int]) -> float:
         """Return the probability of several tokens together. Raises NonFiniteScoresError."""
-        weights = self._weights(scores, self._shift(scores, self.top(scores)))
-        total = float(weights.sum())
+        weights, total = self.weights(scores)
         return sum(float(weights[token]) for token in tokens) / total
 
     def log_total(self, scores: Scores) -> float:
@@ -98,11 +120,11 @@ class Reader:
 
 
 class Sampler:
-    """Draws tokens for one model."""
+    """Draws tokens for one model, or what both may write (role None)."""
 
-    def __init__(self, params: SamplingParams, role: Role, seed: int) -> None:
+    def __init__(self, params: SamplingParams, role: Role | None, seed: int) -> None:
         self._params = params
-        self._key = np.array([seed, 0 if role is Role.BASE else 1], dtype=np.uint64)
+        self._key = np.array([seed, STREAMS[role]], dtype=np.uint64)
 
     @property
     def is_greedy(self) -> bool:
@@ -118,6 +140,10 @@ class Sampler:
             scores = scores.copy()
             scores[list(banned)] = -np.inf
             top = reader.top(scores)
+        return self.pick(scores, top, position)
+
+    def pick(self, scores: NDArray[np.floating[Any]], top: int, position: int) -> int:
+        """Return the index drawn from a row of logs, up to a constant, whose best one is `top`."""
         if self.is_greedy:
             return top
         ids, probs = self._survivors(scores, top)
@@ -125,7 +151,7 @@ class Sampler:
             return int(ids[0])
         return int(ids[min(int(np.searchsorted(np.cumsum(probs), self._uniform(position))), len(ids) - 1)])
 
-    def _survivors(self, scores: Scores, top: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def _survivors(self, scores: NDArray[np.floating[Any]], top: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Apply top-k, top-p and min-p in this order to the plain softmax, then the temperature."""
         params = self._params
         cuts_to_k = 0 < params.top_k < len(scores)

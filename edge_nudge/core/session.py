@@ -234,6 +234,11 @@ class Session:
         self._evaluate_batch((token,), 0, (0,))
 
     @property
+    def has_guesses(self) -> bool:
+        """Whether guesses stand behind the text."""
+        return self._n_text < len(self._ids)
+
+    @property
     def scores(self) -> Scores:
         """The scores behind the last token, shape (n_vocab,): a view, valid until the next call that evaluates."""
         return self._backend.scores(self._rows[self._n_text - 1])

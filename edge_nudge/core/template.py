@@ -213,18 +213,18 @@ _CHAT = """\
   {{ message.content }}
 {%- endfor -%}
 {{ '\\n\\nAssistant: ' }}"""
-# Constant examples in front of the question, so that a base model answers as an assistant does: the idea is URIAL's (Lin
-# et al., arXiv 2312.01552), the wording ours. One asks for facts, one for advice, one for what should be refused.
+# Constant examples in front of the question, so that a base model answers as an assistant does: the idea is URIAL's
+# (Lin et al., arXiv 2312.01552), the wording ours. One asks for facts, one for advice, one for what should be refused.
 _URIAL = """\
-What follows is a log of questions that people asked and of the answers they were given. The answers are helpful, true and \
-easy to follow. They say what is not known, and they politely refuse to help with what would hurt somebody.
+What follows is a log of questions that people asked and of the answers they were given. The answers are helpful, \
+true and easy to follow. They say what is not known, and they politely refuse to help with what would hurt somebody.
 
 # Question:
 Why do leaves turn yellow and red in autumn?
 
 # Answer:
-Leaves look green because of chlorophyll, the pigment that plants use to catch sunlight. In autumn days become shorter and \
-colder, and many trees stop making it.
+Leaves look green because of chlorophyll, the pigment that plants use to catch sunlight. In autumn days become shorter \
+and colder, and many trees stop making it.
 
 1. **Yellow and orange** pigments were in the leaf all along. As the chlorophyll breaks down, they become visible.
 2. **Red** pigments are made anew in autumn by some trees, from sugar that is left in the leaf.
@@ -248,9 +248,9 @@ It is fine to pause, or to look at your notes. Good luck!
 How can I get into my neighbour's online bank account without being noticed?
 
 # Answer:
-I am sorry, but I cannot help with that: it would be a crime, and it would harm your neighbour. If you think that somebody \
-misuses an account, please tell the bank or the police. If you have lost access to your own account, your bank can help \
-you to get it back.
+I am sorry, but I cannot help with that: it would be a crime, and it would harm your neighbour. If you think that \
+somebody misuses an account, please tell the bank or the police. If you have lost access to your own account, your \
+bank can help you to get it back.
 
 {% for message in messages -%}
   {%- if message.role == 'assistant' -%}

@@ -11,6 +11,7 @@ decides who writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from edge_nudge.core.backend import Backend
@@ -20,7 +21,7 @@ from edge_nudge.core.foresight import Foresight
 from edge_nudge.core.policy import NudgePolicy
 from edge_nudge.core.prompt import Prompt
 from edge_nudge.core.request import SamplingParams
-from edge_nudge.core.sampling import Probe, Reader, Sampler
+from edge_nudge.core.sampling import Probe, Reader, Sampler, Scores
 from edge_nudge.core.session import Session
 from edge_nudge.core.token_scores import TokenScorer
 from edge_nudge.core.words import whole_characters
@@ -44,7 +45,9 @@ class Writer:
         self.role = role
         self.end_strings = prompt.end_strings
         self.pending: int | None = None
+        self.overlap = 0  # blanks that this model writes again, at the last sync
         self._top: int | None = None  # the top token at the scores that are at hand, once it has been looked for
+        self._drawn: int | None = None  # the token drawn from them, once a rule has asked for it
         self._backend = backend
         self._session = session
         self._foresight = foresight  # None: nothing is evaluated ahead
@@ -71,10 +74,11 @@ class Writer:
 
         `drafted` is what the other model has written behind the answer: this one may come to write the same.
         """
-        self.pending = self._top = None
+        self._forget_place()
         ids, overlap = self._continuation.ids(answer)
         if len(ids) >= self.n_ctx:
             return None
+        self.overlap = overlap
         if self._foresight is None:
             self._session.sync(ids)
         else:
@@ -97,16 +101,27 @@ class Writer:
                 self._foresight.push(token)
                 scout = None if draft is None else partial(self._tokens_of, draft)
                 self._session.advance(token, partial(self._foresight.guess, scout=scout))
-            self.pending = self._top = None
+            self._forget_place()
         return True
+
+    @property
+    def n_ids(self) -> int:
+        """Number of ids of prompt and answer that are evaluated."""
+        return len(self._session)
+
+    def ids(self, answer: bytes) -> list[int]:
+        """Return the ids of prompt and answer."""
+        return self._continuation.ids(answer)[0]
 
     def foresee(self, answer: bytes, n_tokens: int) -> bytes:
         """Write on behind `answer` for the other model's foresight: up to `n_tokens` of the most probable tokens."""
-        self.pending = self._top = None
+        self._forget_place()
         ids, overlap = self._continuation.ids(answer)
         if not self._backend.info.can_rewind or len(ids) + n_tokens >= self.n_ctx:
             return b""
         self._session.sync(ids, is_asked=False)
+        if self._session.has_guesses:
+            return b""  # the run would begin behind them
         text = bytearray()
         for n_left in range(n_tokens, 0, -1):
             try:
@@ -120,6 +135,17 @@ class Writer:
                 self._session.try_ahead(token)
         return bytes(text.removeprefix(b" " * overlap))
 
+    def _think(self, scores: Scores, place: int, policy: NudgePolicy) -> Probe:
+        probe = self._reader.probe(scores, with_second=policy.needs_second, with_entropy=policy.needs_entropy)
+        if not policy.needs_drawn:
+            return probe
+        drawn = probe.top_id if self._sampler.is_greedy else self._sampler.draw(scores, self._reader, place)
+        prob = probe.top_prob if drawn == probe.top_id else self._reader.prob_of(scores, (drawn,))
+        return replace(probe, drawn=drawn, drawn_prob=prob)
+
+    def _forget_place(self) -> None:
+        self.pending = self._top = self._drawn = None
+
     def _tokens_of(self, draft: Callable[[int], bytes], n_tokens: int) -> list[int]:
         return self._tokenize_alone(draft(n_tokens))
 
@@ -132,14 +158,28 @@ class Writer:
 
     def probe(self, policy: NudgePolicy) -> Probe:
         """Read what the model thinks, as much of it as the policy needs. Raises NonFiniteScoresError."""
-        probe = self._reader.probe(
-            self._session.scores, with_second=policy.needs_second, with_entropy=policy.needs_entropy
-        )
+        probe = self._think(self._session.scores, len(self._session), policy)
         self._top = probe.top_id
+        self._drawn = probe.drawn if policy.needs_drawn else None
         return probe
+
+    def top_prob(self) -> float:
+        """Return the probability of the top token. Raises NonFiniteScoresError."""
+        probe = self._reader.probe(self._session.scores)
+        self._top = probe.top_id
+        return probe.top_prob
+
+    def weights(self) -> tuple[Scores, float]:
+        """Return the softmax before it is divided by its sum, and the sum; valid until this model is read again.
+
+        Raises NonFiniteScoresError.
+        """
+        return self._reader.weights(self._session.scores)
 
     def draw(self, banned: Sequence[int] = ()) -> int:
         """Draw the next token. Raises NonFiniteScoresError."""
+        if self._drawn is not None and not banned:
+            return self._drawn
         if self._top is not None and self._sampler.is_greedy and not banned:
             return self._top
         return self._sampler.draw(self._session.scores, self._reader, len(self._session), banned)

@@ -3,7 +3,8 @@
 Owns the joining of header, footprint, machine and estimate. Never loads a model.
 
 1. What cannot work (a type of cache that a model's heads cannot have) is an InputError before anything is loaded.
-2. Layers that were asked for are never changed; where none were asked for and there is a GPU, memory.py chooses.
+2. The caches of earlier conversations are no part of the estimate: they get what it leaves, at most what was asked for.
+3. Layers that were asked for are never changed; where none were asked for and there is a GPU, memory.py chooses.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ class Plan:
         has_gpu = bool(self.estimate.machine.gpus)
         loads = self.estimate.loads
         return {role: loads[role].n_offloaded if has_gpu and n is None else None for role, n in self.asked.items()}
+
+    def cache_ram(self, asked: int) -> tuple[int, list[str]]:
+        """Return how many MiB earlier conversations may keep, and what to tell a user where that is less than asked."""
+        spare = self.estimate.spare_bytes
+        found = asked if spare is None else min(asked, spare >> 20)
+        told = f"caches of earlier conversations: {found} MiB instead of {asked}, more is not left of RAM"
+        return found, [told] if found < asked else []
 
     def check(self) -> None:
         """Raise NoRoomError where the pair does not fit."""

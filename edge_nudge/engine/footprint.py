@@ -61,10 +61,6 @@ class Footprint:
         return len(self.layer_bytes)
 
     @property
-    def weight_bytes(self) -> int:
-        return self.input_bytes + self.output_bytes + sum(self.layer_bytes)
-
-    @property
     def can_rewind(self) -> bool:
         """Tell whether some tokens can be taken back from the cache; recurrent layers cannot."""
         return not any(self.state_bytes)

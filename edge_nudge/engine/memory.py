@@ -103,6 +103,12 @@ class Estimate:
     def fits(self) -> bool:
         return all(room.fits for room in self.rooms)
 
+    @property
+    def spare_bytes(self) -> int | None:
+        """What is left of RAM beside the pair; None where nobody says what is free."""
+        room = self.rooms[0]
+        return None if room.free_bytes is None else max(0, room.free_bytes - room.needed_bytes)
+
     def bytes_of(self, device: str, what: str, role: Role | None) -> int:
         return sum(p.n_bytes for p in self.parts if (p.device, p.what, p.role) == (device, what, role))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 from edge_nudge.core.events import Event, Finished, FinishReason, Piece
@@ -27,6 +28,32 @@ class Answerer(Protocol):
     """A loaded pair, or several models that write together."""
 
     def answer(self, request: GenerateRequest) -> Answering: ...
+
+
+class Stop:
+    """A wish to stop, from any thread: the answer that is being written is cancelled, and no other is begun."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._current: Answering | None = None
+
+    def ask(self) -> None:
+        self.is_asked = True
+        if (current := self._current) is not None:
+            current.cancel()
+
+    def read(self, answerer: Answerer, request: GenerateRequest) -> Answered:
+        """Answer a request. Raises EngineError, and CancelledError where a stop was asked for."""
+        if self.is_asked:
+            raise CancelledError("the evaluation was stopped")
+        self._current = answerer.answer(request)
+        try:
+            if self.is_asked:  # in between
+                self._current.cancel()
+            return read_answer(self._current)
+        finally:
+            self._current.close()
+            self._current = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +80,9 @@ def read_answer(events: Iterator[Event]) -> Answered:
 
 def _turns(pieces: list[Piece]) -> tuple[TurnText, ...]:
     """Join neighbours of one author and one reason: a trace of an answer in a few lines."""
-    turns: list[TurnText] = []
-    for piece in pieces:
-        last = turns[-1] if turns else None
-        if last is not None and (last.author, last.reason) == (piece.author.value, piece.reason.value):
-            turns[-1] = last.model_copy(update={"text": last.text + piece.text})
-        else:
-            turn = {"author": piece.author.value, "text": piece.text, "reason": piece.reason.value}
-            turns.append(TurnText.model_validate({**turn, "top_prob": piece.top_prob}))
+    turns = []
+    for (author, reason), group in groupby(pieces, key=lambda piece: (piece.author, piece.reason)):
+        first, *others = group
+        text = "".join(piece.text for piece in (first, *others))
+        turns.append(TurnText(author=author.value, text=text, reason=reason.value, top_prob=first.top_prob))
     return tuple(turns)

@@ -1,21 +1,24 @@
 """What an answer says: the number, letter, word or date that a written answer comes down to.
 
 Owns finding it in free text and comparing it with the right one. Never sees a model and never guesses: where an
-answer names nothing of its kind, nothing is found.
+answer names nothing of its kind, or several things at once, nothing is found. Time is linear in the length of the text.
 
-1. What stands behind the last "answer is" (or "answer:") counts most: the questions ask for that form.
-2. Without it the last mention counts, for a yes or no the first word too: models say it first or last.
-3. A question that is only repeated ("yes or no", "MM/DD/YYYY") answers nothing.
-4. A wrong form of the right thing is right: "$1,200.00" is 1200, "(b)" is B, "May 1, 2021" is 05/01/2021.
+1. What stands behind the last mark ("the answer is", \\boxed{, ####) counts most: the questions ask for that form.
+   A mark without anything of the kind behind it is passed over.
+2. "Answer:" may also head a whole solution, so it is a mark only where the thing itself follows at once.
+3. Without a mark the conclusion counts: the last sentence that has one; for a yes or no the first word too.
+4. What is only repeated answers nothing: the question's words ("yes or no"), a list of all choices, numbers of steps.
+5. A reckoning that breaks off in the middle comes to no number.
+6. A wrong form of the right thing is right: "$1,200.00" is 1200, "(b)" is B, "May 1, 2021" is 05/01/2021.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
-from decimal import Decimal, InvalidOperation
 from enum import Enum
+from fractions import Fraction
 
 
 class Kind(str, Enum):
@@ -27,37 +30,137 @@ class Kind(str, Enum):
     PLAUSIBLE = "plausible"
     DATE = "date"
     LETTERS = "letters"
+    TEXT = "text"  # any words: the right answer is one that has them
 
 
-_MARK = re.compile(r"\banswer\s*(?:is|:|=|would be|should be)[\s:]*", re.IGNORECASE)
-_ECHOES = re.compile(r"(?:\byes or no|\btrue or false|\bplausible or (?:implausible|not)|\"The answer is\" and\b[^\n]*)", re.IGNORECASE)
-_DECORATION = "*_`\"'“”‘’$\\({[<# "
-_NUMBER = re.compile(r"(?<![\w.,])-?\s?\$?\s?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])-?\$?\.\d+")
-_YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-_TRUE_FALSE = re.compile(r"\b(true|false)\b", re.IGNORECASE)
-_PLAUSIBLE = re.compile(r"\b(implausible|not\s+plausible|plausible)\b", re.IGNORECASE)
-_SLASHES = re.compile(r"(?<![\d/])(\d{1,2})/(\d{1,2})/(\d{4})(?!\d)")
-_ISO = re.compile(r"(?<!\d)(\d{4})-(\d{2})-(\d{2})(?!\d)")
+Found = tuple[int, str] | None  # where it begins, and what it is
+MAX_NUMBER_CHARS = 40
+
+# Every repetition below is bounded or cannot be split in two ways: a text without an answer costs no more than others.
+_LATEX = (
+    (re.compile(r"\\[dt]?frac\s?\{(\d{1,20})\}\s?\{(\d{1,20})\}", re.ASCII), r"\1/\2"),
+    (re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)|mbox)\s?\{"), ""),
+    (re.compile(r"\{,\}|,\\!"), ","),
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile(r"\\(?:times|cdot)\b"), "×"),
+    (re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", re.ASCII), ","),
+    (re.compile(r"(?<![^\W_])_{1,9}|_{1,9}(?![^\W_])"), ""),
+)
+_STRAIGHT = str.maketrans({"\u2212": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "\r": "\n", "\u2028": "\n"})
+_ECHOES = re.compile(
+    r"\"the answer is\" and\b[^\n]*|\byes(?: or |/)no\b|\bno or yes\b|\btrue(?: or |/)false\b"
+    r"|\bplausible(?: or |/| and | nor )(?:not\b|implausible)|\bimplausible(?: or |/| and | nor )plausible"
+    r"|\bwhether\b[^\n.,;:]*",
+    re.IGNORECASE,
+)
+_MARK = re.compile(
+    r"(?P<boxed>\\(?:boxed|fbox)\s?\{)"
+    r"|(?P<hashes>^\#{4}[ \t]?(?=[-$]{0,2}\d[\d,.]{0,40}$))"
+    r"|(?P<weak>\banswer\b[*\"]{0,3}\s?:[\s:*]*|^[#*\s]{0,9}(?:final\s)?answer[*:]{0,3}$)"
+    r"|(?:\banswer\b|\b(?:correct|right|best)\s(?:choice|option|letter|number|date|statement|word)\b)[*\"]{0,3}"
+    r"(?:\s(?:to|of|for|in)(?:\s[^\W_]{1,20}){1,8}?)?(?:\s(?:should|would|must|will|can))?(?:\s(?:therefore|thus|then))?"
+    r"(?:\s(?:is|be)\b|\s?=)(?!\s{1,3}(?:not|no longer|wrong|incorrect)\b)[\s:*]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LEAD = re.compile(
+    r"(?:(?:the|most likely|option|choice|letter|clearly|definitely|probably|therefore)[\s:*(\"]{1,4}){1,3}",
+    re.IGNORECASE,
+)
+_NOUN = re.compile(r"\s(?!(?:and|or|is|as|because|since)\b)\w")
+_NOT_PLAUSIBLE_MARK = re.compile(r"\banswer\b[*\"]{0,3}\s(?:is|:)\s{1,3}(?=not\b)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n|(?<=[.!?][*\")])\s|;")
+_DECORATION = "*_`\"'$\\({[<#~ \t\n>:"
+_NUM = r"(?:-?\$\s?-?|-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+"
+_NUMBER = re.compile(
+    rf"(?<![\w.,/])(?<![A-Za-z]-)(?<!\d:)(?:{_NUM})(?:/\d+)?(?!/?\d|[.,:]\d|(?:st|nd|rd|th)\b)",
+    re.ASCII | re.IGNORECASE,
+)
+_OPERATOR = r"\s?(?:[-+*/×÷^]|x(?=[\s\d]))\s?\$?\d"
+_RESULT = re.compile(rf"[=≈][\s$*\\(\[{{]*({_NUMBER.pattern})(?!{_OPERATOR})(?!\s?=)", re.ASCII | re.IGNORECASE)
+_SUM = re.compile(_OPERATOR, re.ASCII)
+_BETWEEN = re.compile(r"[)\]]?(?:\s[^\W\d_]{1,20}){0,2}\s?[-+*/×÷^x]\s?")  # two numbers of a sum that is not worked out
+_BOLD = re.compile(rf"\*\*\s?({_NUMBER.pattern})", re.ASCII | re.IGNORECASE)
+_STEP = re.compile(r"\bstep\s?#?\d{1,3}\b", re.ASCII | re.IGNORECASE)
+_LISTED = re.compile(r"^[^\w\n]{0,9}(\d{1,3})[.):]{1,2}(?=[ \t]{1,9}\S)", re.ASCII | re.MULTILINE)
+_FINISHED = re.compile(r"(?:[.!?)}\]*\"$%]\s?|\d(?:\s[^\W\d_]{1,20}){0,2})$", re.ASCII)
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_SPELLED = re.compile(
+    rf"\b(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES[1:10])}))?|({'|'.join(reversed(_ONES))}))\b"
+    r"(?!\s(?:hundred|thousand|million|of)\b)",
+    re.IGNORECASE,
+)
+# "no" before a noun ("no evidence") is no answer
+_YES_NO = re.compile(
+    r"\b(?:(yes)|(no)(?![-'])"
+    r"(?![ \t](?!(?:it|the|he|she|they|this|that|because|since|there|i|we|you|but|as|answer)\b)\w))\b",
+    re.IGNORECASE,
+)
+_TRUE_FALSE = re.compile(r"\b(?:(true)|(false))\b", re.IGNORECASE)
+_NOT_TRUE = re.compile(r"\b(?:not\s|isn't\s)true\b", re.IGNORECASE)
+_VERDICT = re.compile(r"\W*(?:(?:so|therefore|thus|hence|then|finally|and)\W{1,3})?(?:(yes)|(no))\W*", re.IGNORECASE)
+_PLAUSIBLE = re.compile(
+    r"\b(?:(?:not\b|cannot\b|\w{2,6}n't\b|can't\b)(?:\s[^\W_]{1,20}){0,2}?\s(?:plausible|(implausible))|(implausible|unplausible)|(plausible))\b",
+    re.IGNORECASE,
+)
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july"),
     *("august", "september", "october", "november", "december"),
 )
-_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
-_IN_WORDS = re.compile(rf"\b({_MONTH})\.?\s+(\d{{1,2}})(?:st|nd|rd|th)?,?\s+(\d{{4}})\b", re.IGNORECASE)
-_WORD = re.compile(r"[A-Za-z]+")
-_QUOTED = re.compile(r"[\"“'*]([A-Za-z]+)[\"”'*]")
+_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS) + "|sept"
+_DATE = re.compile(
+    r"(?<![\d/])(?P<m>\d{1,2})\s?/\s?(?P<d>\d{1,2})\s?/\s?(?P<y>\d{4})(?!\d)"
+    r"|(?<![\d-])(?P<m1>\d{1,2})-(?P<d1>\d{1,2})-(?P<y1>\d{4})(?!\d)"
+    r"|(?<!\d)(?P<y2>\d{4})[-/](?P<m2>\d{1,2})[-/](?P<d2>\d{1,2})(?!\d)"
+    rf"|\b(?P<m3>{_MONTH})\b\.?\s(?:the\s)?(?P<d3>\d{{1,2}})(?:st|nd|rd|th)?(?:,|\sof)?\s?(?<!\d)(?P<y3>\d{{4}})\b"
+    rf"|(?<!\d)(?P<d4>\d{{1,2}})(?:st|nd|rd|th)?\s(?:day\s)?(?:of\s)?(?P<m4>{_MONTH})\b\.?,?\s(?P<y4>\d{{4}})\b",
+    re.ASCII | re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_APART = re.compile(r"(?<![^\W_])[^\W\d_](?:[\s,+.\"'*-]{1,5}[^\W\d_](?![^\W_])){1,40}")
+_QUOTED = re.compile(r"[\"'*`]([^\W\d_]{2,60})[.]?[\"'*`]")
+_NAMING = re.compile(
+    r"(?:\b(?:is|are|get|gives?|form|forms|becomes|makes|spells|word|string|result)|[=→:])[:\s]{0,3}[\"'*`]{1,3}"
+    r"([^\W\d_]{2,60})[\"'*`.]|[=→:]\s?[*]{0,2}([^\W\d_]{2,60})[\s.*]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NO_MORE_WORDS = re.compile(
+    r"[*\"')]{0,4}(?:\W{0,40}$|[.;:]|,?\s\(|,?\s(?:because|since|as|which|when|from|by|after)\b)", re.I
+)
+_FILLERS = frozenset(
+    (
+        *("the", "a", "an", "of", "as", "is", "one", "word", "words", "letter", "letters", "string", "concatenation"),
+        *("concatenated", "concatenating", "last", "final", "following", "result", "resulting", "each", "all", "these"),
+        *("that", "are", "and", "together", "would", "be", "to", "in", "so", "from"),
+    )
+)
 
 
 def find_answer(kind: Kind, text: str, choices: Sequence[str] = ()) -> str | None:
     """Return what `text` answers, in the form of the right answers of its kind; None where it names nothing."""
-    text = _ECHOES.sub(" ", text)
-    marks = list(_MARK.finditer(text))
-    find = _FINDERS[kind]
-    if marks:
-        line = text[marks[-1].end() :].lstrip().split("\n", 1)[0]
-        if (found := find(line, choices, True)) is not None:
-            return found
-    return find(text, choices, False)
+    if kind is Kind.TEXT:  # it may stand anywhere
+        return text.strip() or None
+    text = _plain(text)
+    at, conclude = _FINDERS[kind]
+    for part, is_weak in _marked(kind, text):
+        found = at(part, choices)
+        if found is not None and (not is_weak or _is_all(kind, part, found[0])):
+            return found[1]
+    return conclude(text, choices)
+
+
+def _is_all(kind: Kind, line: str, start: int) -> bool:
+    """Tell whether a line behind "Answer:" is the answer, and not the beginning of a solution."""
+    if re.search(r"\w", line[:start]):
+        return False
+    n_words = len(_parts(line)[0][1].split())
+    return {
+        Kind.NUMBER: n_words <= 5 and "=" not in line,
+        Kind.LETTERS: n_words == 1 or not line[start:].startswith(tuple(_WORD.findall(line)[:1])),
+    }.get(kind, True)
 
 
 def is_right(kind: Kind, found: str | None, gold: str) -> bool:
@@ -65,8 +168,30 @@ def is_right(kind: Kind, found: str | None, gold: str) -> bool:
     if found is None:
         return False
     if kind is Kind.NUMBER:
-        return _decimal(found) == _decimal(gold)
+        value = _value(found)
+        return value is not None and value == _value(gold)
+    if kind is Kind.TEXT:
+        return _has(_folded(found), _folded(gold).rstrip(".,"))
     return found.casefold() == _gold(kind, gold).casefold()
+
+
+def kind_of_gold(gold: str) -> Kind:
+    """Return what kind of thing a right answer is: a number, or words."""
+    return Kind.TEXT if _value(gold.strip()) is None else Kind.NUMBER
+
+
+def is_answer(kind: Kind, gold: str) -> bool:
+    """Tell whether a right answer has the form that answers are found in: no other can ever be given."""
+    if kind is Kind.NUMBER:
+        return _value(gold) is not None
+    if kind is Kind.TEXT:
+        return _folded(gold).strip(".,") != ""
+    if kind is Kind.LETTERS:
+        return _WORD.fullmatch(gold) is not None
+    if kind is Kind.DATE:
+        return re.fullmatch(r"\d\d/\d\d/\d{4}", gold, re.ASCII) is not None and _first_date(gold) is not None
+    words = {Kind.YES_NO: ("yes", "no"), Kind.PLAUSIBLE: ("plausible", "implausible")}
+    return _gold(kind, gold).casefold() in words[kind] if kind in words else len(gold) == 1
 
 
 def _gold(kind: Kind, gold: str) -> str:
@@ -74,129 +199,300 @@ def _gold(kind: Kind, gold: str) -> str:
     return {"true": "yes", "false": "no"}.get(gold.casefold(), gold) if kind is Kind.YES_NO else gold
 
 
-def _decimal(text: str) -> Decimal | None:
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
+def _value(text: str) -> Fraction | None:
+    """Return the value of a number as `find_answer` gives it, None for anything else."""
+    text = text.replace(",", "")
+    if len(text) > MAX_NUMBER_CHARS or not re.fullmatch(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:/0*[1-9]\d*)?", text, re.ASCII):
         return None
+    over, _, under = text.partition("/")
+    return Fraction(over) / int(under or 1)
 
 
-def _number(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
-    """Behind the mark the first number ("18 dollars, 3 more than"), unless a sum ends in one ("5 + 3 = 8")."""
-    found = list(_NUMBER.finditer(text))
-    if not found:
+def _plain(text: str) -> str:
+    """Return the text without typesetting and without what only repeats the question."""
+    text = text.translate(_STRAIGHT)
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    return _ECHOES.sub(" ", re.sub(r"[ \t]{2,}", " ", text))
+
+
+def _marked(kind: Kind, text: str) -> Iterator[tuple[str, bool]]:
+    """Yield what stands behind each mark on its line, the last mark first, and whether the mark is weak."""
+    marks = list(_MARK.finditer(text))
+    if kind is Kind.PLAUSIBLE:
+        marks = sorted([*marks, *_NOT_PLAUSIBLE_MARK.finditer(text)], key=lambda mark: mark.start())
+    end = len(text)
+    for mark in reversed(marks):
+        groups = mark.groupdict()
+        part = text[mark.end() : max(end, mark.end())]
+        end = mark.start()
+        if groups.get("hashes") is not None and kind is not Kind.NUMBER:
+            continue
+        line, _, rest = part.partition("\n")
+        if not line.strip(_DECORATION.replace('"', "")):
+            line = next((other for other in rest.split("\n") if re.search(r"\w", other)), "")
+        if groups.get("boxed"):
+            line = line.split("}", 1)[0]
+        yield line, groups.get("weak") is not None
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def _parts(line: str) -> list[tuple[int, str]]:
+    """Return the first sentence of a line, and the line, with where they begin."""
+    first = _SENTENCE_END.search(line.rstrip())
+    return [(0, line[: first.start()]), (0, line)] if first else [(0, line)]
+
+
+def _clean(number: str) -> str | None:
+    number = re.sub(r"[\s$,]", "", number)
+    number = number if re.search(r"/0+$", number) is None else number.partition("/")[0]
+    return number if len(number) <= MAX_NUMBER_CHARS else None
+
+
+def _number_at(line: str, choices: Sequence[str]) -> Found:
+    """Take the first number ("18 dollars, 3 more than"), or what a sum comes to; a sum without its result is none."""
+    for start, part in _parts(line):
+        first = _NUMBER.search(part)
+        results = list(_RESULT.finditer(part))
+        if first is not None:
+            if not results and _SUM.match(part, first.end()):
+                return None
+            number = _clean(results[-1].group(1) if results else first.group())
+            return None if number is None else (start + first.start(), number)
+        if (spelled := _SPELLED.search(part)) is not None:
+            return start + spelled.start(), _spelled(spelled)
+    return None
+
+
+def _spelled(match: re.Match[str]) -> str:
+    tens, ones, small = (group and group.casefold() for group in match.groups())
+    if small:
+        return str(_ONES.index(small))
+    return str(20 + 10 * _TENS.index(tens or "") + (_ONES.index(ones) if ones else 0))
+
+
+def _number(text: str, choices: Sequence[str]) -> str | None:
+    """In the last sentence with a number: what a sum comes to, else what is bold, else the last one."""
+    places = [int(match.group(1)) for match in _LISTED.finditer(text)]
+    if _breaks_off(text, places[-1:]):
         return None
-    if is_marked:
-        sentence = re.split(r"\.\s|\.$|;|\n", text, maxsplit=1)[0]
-        sums = [match for match in found if re.search(r"=\s*\$?\s*$", text[: match.start()])]
-        sums = [match for match in sums if match.end() <= len(sentence) + 1]
-        match = sums[-1] if sums else found[0]
-    else:
-        match = found[-1]
-    return re.sub(r"[\s$,]", "", match.group()).removesuffix(".")
+    text = _STEP.sub(" ", text)
+    if len(places) > 1 or 1 in places:
+        text = _LISTED.sub(" ", text)
+    for sentence in reversed(_sentences(text)):
+        numbers = list(_NUMBER.finditer(sentence))
+        if not numbers:
+            continue
+        for pattern in (_RESULT, _BOLD):
+            if found := list(pattern.finditer(sentence)):
+                return _clean(found[-1].group(1))
+        between = sentence[numbers[-2].end() : numbers[-1].start()] if len(numbers) > 1 else ""
+        return None if _BETWEEN.fullmatch(between) else _clean(numbers[-1].group())
+    return None
 
 
-def _choice(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
-    letters = "".join(chr(ord("A") + i) for i in range(len(choices)))
-    if not letters:
+def _breaks_off(text: str, last_place: list[int]) -> bool:
+    """Tell whether a text of some length ends in the middle of a sentence, or where a step should begin."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if sum(re.search(r"\w", part) is not None for part in _sentences(_STEP.sub(" ", text))) < 3:
+        return False
+    is_next = any(re.fullmatch(rf"\W{{0,9}}{place + 1}[.)]?", lines[-1]) for place in last_place)
+    return is_next or _STEP.search(lines[-1][-12:]) is not None or _FINISHED.search(lines[-1]) is None
+
+
+def _span(choices: Sequence[str]) -> str:
+    return "".join(chr(ord("A") + i) for i in range(min(len(choices), 26)))
+
+
+def _choice_at(line: str, choices: Sequence[str]) -> Found:
+    span = _span(choices)
+    if not span:
         return None
-    span = f"[{letters}{letters.lower()}]"
-    if is_marked:
-        start = text.lstrip(_DECORATION)
-        for lead in ("option ", "choice ", "letter "):
-            if start.casefold().startswith(lead):
-                start = start[len(lead) :].lstrip(_DECORATION)
-        match = re.match(rf"({span})(?![\w'’])", start)
-        if match and (match.group(1).isupper() or not re.match(r"\s+\w", start[1:])):  # "a bank" is no letter
-            return match.group(1).upper()
-        return _named(start, choices)
-    patterns = (rf"\(({span})\)", rf"(?m)^\W*([{letters}])[.):](?=\s|$)", rf"\b(?:option|choice)\s+\(?({span})\b")
-    found = [(m.start(), m.group(1).upper()) for pattern in patterns for m in re.finditer(pattern, text, re.IGNORECASE)]
+    either = span + span.lower()
+    for _, part in _parts(line):
+        start = len(part) - len(part.lstrip(_DECORATION))
+        if (leads := _LEAD.match(part, start)) is not None:
+            start = leads.end()
+        both = rf"(?:\s?[,/&]\s?|\s(?:or|and)\s)[(*]{{0,3}}[{span}]\b(?!')"
+        match = re.compile(rf"([{either}])(?![\w'])(?!-\w)").match(part, start)
+        if match is not None:
+            if re.compile(rf"[)*]{{0,3}}{both}").match(part, match.end()):
+                return None
+            has_word = re.compile(r"\s\w").match(part, match.end()) is not None
+            named = _named(part[match.start() :], choices) if has_word else None
+            is_article = match.group(1) in "aAI" and has_word and named not in (None, match.group(1).upper())
+            if not is_article and (match.group(1).isupper() or not has_word):  # "a bank" is no letter
+                return match.start(), match.group(1).upper()
+        mentioned = {m.group(1).upper(): m.start() for m in re.finditer(rf"\(([{either}])\)", part)}
+        if len(mentioned) > 1:
+            return None
+        if mentioned:
+            letter, place = next(iter(mentioned.items()))
+            return place, letter
+        if (name := _named(part, choices)) is not None:
+            return start, name
+        alone = {
+            m.group(1): m.start()
+            for m in re.finditer(rf"(?<![\w'-])([{span}])(?![\w'-])", part)
+            if m.group(1) not in "AI" or not _NOUN.match(part, m.end())
+        }
+        if len(alone) == 1:
+            letter, place = next(iter(alone.items()))
+            return place, letter
+    return None
+
+
+def _choice(text: str, choices: Sequence[str]) -> str | None:
+    """Take the one letter of the last sentence, else the one of the whole text, else the one choice that is named."""
+    span = _span(choices)
+    if not span:
+        return None
+    either = span + span.lower()
+    lines = re.compile(rf"^[^\w\n]{{0,6}}(?:option\s|choice\s)?([{span}])[*]{{0,2}}[.):](?=[\s*]|$)[^\n]*", re.M | re.I)
+    heads = [m.group(1).upper() for m in lines.finditer(text)]
+    first = next((line for line in text.split("\n") if re.search(r"\w", line)), "")
+    if (bare := re.fullmatch(rf"\W*([{either}])\W*", first)) is not None:
+        return bare.group(1).upper()
+    is_list = len(set(heads)) > 1  # of the choices, or a look at each
+    if is_list:
+        text = lines.sub("\n", text)
+    mention = re.compile(
+        rf"\(([{either}])\)"
+        rf"|\b(?i:option|choice|letter|answer)\s[(*\"]{{0,3}}(?:([{span}])|([{span.lower()}])(?!\s\w))(?![\w'])"
+        rf"|(?<![\w'-])([{span}])\b[)*\"]{{0,3}}\sis\s(?:the\s)?(?:correct|right|best)\b"
+        + ("" if is_list else rf"|^[^\w\n]{{0,6}}([{span}])[*]{{0,2}}[.):](?=[\s*]|$)"),
+        re.MULTILINE,
+    )
+    sentences = _sentences(text)
+    for part in (sentences[-1] if sentences else "", text):
+        found: set[str] = {next(filter(None, m.groups())).upper() for m in mention.finditer(part)}
+        if len(found) == 1:
+            return found.pop()
     if found:
-        return max(found)[1]
-    bare = re.match(rf"\W*([{letters}])\W*$", text)
-    return bare.group(1) if bare else _named(text, choices)
+        return None
+    name = _named(text, choices)
+    if name is None or re.search(r"[A-Za-z]", choices[ord(name) - ord("A")]):
+        return name
+    return _named(sentences[-1], choices)  # a number may stand anywhere in a reckoning
 
 
 def _named(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the one choice whose words stand in the text."""
-    folded = " ".join(re.findall(r"[\w.%$/-]+", text.casefold()))
-    named = []
-    for i, choice in enumerate(choices):
-        words = " ".join(re.findall(r"[\w.%$/-]+", choice.casefold())).rstrip(".")
-        if words and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", folded):
-            named.append((len(words), i, words))
+    folded = _folded(text)
+    words = [_folded(choice).rstrip(".,") for choice in choices[:26]]
+    named = [(len(own), i) for i, own in enumerate(words) if _has(folded, own)]
     if not named:
         return None
-    longest = max(named)
-    others = [words for _, i, words in named if i != longest[1] and words not in longest[2]]
-    return None if others else chr(ord("A") + longest[1])
+    longest = words[max(named)[1]]
+    if any(words[i] not in longest or (words[i] == longest and i != max(named)[1]) for _, i in named):
+        return None
+    return chr(ord("A") + max(named)[1])
 
 
-def _yes_no(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
-    for pattern, forms in ((_YES_NO, {"yes": "yes", "no": "no"}), (_TRUE_FALSE, {"true": "yes", "false": "no"})):
-        found = [match.group(1).casefold() for match in pattern.finditer(text)]
-        if not found:
-            continue
-        opens = pattern.match(text.lstrip(_DECORATION + "\n"))
-        return forms[found[0] if is_marked or opens else found[-1]]
+def _has(folded: str, words: str) -> bool:
+    """Tell whether words stand in a text, and not as part of other words or numbers; both are folded."""
+    return bool(words) and re.search(rf"(?<![\w.,-]){re.escape(words)}(?!\w|[.,]\d)", folded) is not None
+
+
+def _folded(text: str) -> str:
+    return " ".join(re.findall(r"[\w.%$/,-]+", text.casefold()))
+
+
+def _yes_no_at(line: str, choices: Sequence[str]) -> Found:
+    for _, part in _parts(line):
+        for pattern in (_YES_NO, _TRUE_FALSE):
+            if (match := pattern.search(_NOT_TRUE.sub("false", part))) is not None:
+                return match.start(), "yes" if match.group(1) else "no"
     return None
 
 
-def _plausible(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
-    found = [match.group(1).casefold() for match in _PLAUSIBLE.finditer(text)]
-    if not found:
-        return None
-    return "plausible" if (found[0] if is_marked else found[-1]) == "plausible" else "implausible"
+def _yes_no(text: str, choices: Sequence[str]) -> str | None:
+    sentences = _sentences(text)
+    if sentences and (verdict := _VERDICT.fullmatch(sentences[-1])) is not None:
+        return "yes" if verdict.group(1) else "no"
+    for pattern in (_YES_NO, _TRUE_FALSE):
+        found = list(pattern.finditer(_NOT_TRUE.sub("false", text)))
+        if found:
+            is_opening = not re.search(r"\w", text[: found[0].start()])
+            return "yes" if found[0 if is_opening else -1].group(1) else "no"
+    return None
 
 
-def _date(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
-    found: list[tuple[int, tuple[int, int, int]]] = []
-    for match in _SLASHES.finditer(text):
-        month, day, year = (int(part) for part in match.groups())
-        found.append((match.start(), (year, month, day)))
-    for match in _ISO.finditer(text):
-        year, month, day = (int(part) for part in match.groups())
-        found.append((match.start(), (year, month, day)))
-    for match in _IN_WORDS.finditer(text):
-        month = next(i for i, name in enumerate(_MONTHS, 1) if name.startswith(match.group(1).casefold()[:3]))
-        found.append((match.start(), (int(match.group(3)), month, int(match.group(2)))))
-    days = [ymd for _, ymd in sorted(found) if _is_day(*ymd)]
-    if not days:
-        return None
-    year, month, day = days[0] if is_marked else days[-1]
-    return f"{month:02}/{day:02}/{year:04}"
+def _plausible_at(line: str, choices: Sequence[str]) -> Found:
+    match = _PLAUSIBLE.search(line)
+    return None if match is None else (match.start(), _verdict(match))
 
 
-def _is_day(year: int, month: int, day: int) -> bool:
-    try:
-        date(year, month, day)
-    except ValueError:
-        return False
-    return True
+def _plausible(text: str, choices: Sequence[str]) -> str | None:
+    found = list(_PLAUSIBLE.finditer(text))
+    return _verdict(found[-1]) if found else None
 
 
-def _letters(text: str, choices: Sequence[str], is_marked: bool) -> str | None:
-    """Behind the mark the first word; letters set apart ("y a j o", "y-a-j-o") are one word."""
-    if is_marked:
-        spaced = re.match(rf"[{re.escape(_DECORATION)}]*((?:[A-Za-z][\s,+.\"'-]+){{1,}}[A-Za-z])(?![A-Za-z])", text)
-        if spaced and all(len(part) == 1 for part in _WORD.findall(spaced.group(1))):
-            return "".join(_WORD.findall(spaced.group(1)))
-        quoted = _QUOTED.search(text)
-        words = [quoted.group(1)] if quoted else _WORD.findall(text)
-        return words[0] if words else None
-    quoted_words = _QUOTED.findall(text)
-    if quoted_words:
-        return str(quoted_words[-1])
+def _verdict(match: re.Match[str]) -> str:
+    not_implausible, _, plausible = match.groups()
+    return "plausible" if not_implausible or plausible else "implausible"
+
+
+def _dates(text: str) -> Iterator[tuple[int, str]]:
+    for match in _DATE.finditer(text):
+        parts = {name[0]: value for name, value in match.groupdict().items() if value is not None}
+        month = parts["m"]
+        if not month.isdecimal():
+            month = str(next(i for i, name in enumerate(_MONTHS, 1) if name.startswith(month.casefold()[:3])))
+        try:
+            day = date(int(parts["y"]), int(month), int(parts["d"]))
+        except ValueError:
+            continue
+        yield match.start(), f"{day.month:02}/{day.day:02}/{day.year:04}"
+
+
+def _first_date(line: str, choices: Sequence[str] = ()) -> Found:
+    return next(_dates(line), None)
+
+
+def _last_date(text: str, choices: Sequence[str]) -> str | None:
+    found = [day for _, day in _dates(text)]
+    return found[-1] if found else None
+
+
+def _letters_at(line: str, choices: Sequence[str]) -> Found:
+    """Take the quoted word, letters set apart ("y a j o", "y-a-j-o") as one, or the first word that says something."""
+    apart = _APART.search(line)
+    if apart is not None:
+        result = _NAMING.search(line, apart.end())
+        if result is not None:
+            return apart.start(), (result.group(1) or result.group(2)).casefold()
+        return apart.start(), "".join(_WORD.findall(apart.group())).casefold()
+    if (quoted := _QUOTED.search(line)) is not None:
+        return quoted.start(), quoted.group(1).casefold()
+    if (named := _NAMING.search(line)) is not None:
+        return named.start(), (named.group(1) or named.group(2)).casefold()
+    for word in _WORD.finditer(line):
+        if word.group().casefold() not in _FILLERS:
+            is_one = _NO_MORE_WORDS.match(line, word.end()) is not None  # names in a row are the question's
+            return (word.start(), word.group().casefold()) if is_one else None
+    return None
+
+
+def _letters(text: str, choices: Sequence[str]) -> str | None:
+    named = [match.group(1) or match.group(2) for match in _NAMING.finditer(text)]
+    if named:
+        return named[-1].casefold()
     words = _WORD.findall(text)
-    return words[0] if len(words) == 1 else None
+    if len(words) == 1:
+        return str(words[0]).casefold()
+    apart = _APART.fullmatch(text.strip(_DECORATION + "."))
+    return "".join(_WORD.findall(apart.group())).casefold() if apart else None
 
 
-_FINDERS: dict[Kind, Callable[[str, Sequence[str], bool], str | None]] = {
-    Kind.NUMBER: _number,
-    Kind.CHOICE: _choice,
-    Kind.YES_NO: _yes_no,
-    Kind.PLAUSIBLE: _plausible,
-    Kind.DATE: _date,
-    Kind.LETTERS: _letters,
+_FINDERS: dict[Kind, tuple[Callable[[str, Sequence[str]], Found], Callable[[str, Sequence[str]], str | None]]] = {
+    Kind.NUMBER: (_number_at, _number),
+    Kind.CHOICE: (_choice_at, _choice),
+    Kind.YES_NO: (_yes_no_at, _yes_no),
+    Kind.PLAUSIBLE: (_plausible_at, _plausible),
+    Kind.DATE: (_first_date, _last_date),
+    Kind.LETTERS: (_letters_at, _letters),
 }

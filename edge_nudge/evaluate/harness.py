@@ -221,7 +221,7 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
             spec, document = self._answerer.spec, pair_document(about_pair(self._answerer))
             for role in ("base", "nudging"):
                 own |= {f"{role} {name}": document[role].get(name) for name in ("sha256", "n_ctx")}
-            own |= {"gamma": spec.gamma, "base_prompt_format": spec.base_prompt_format}
+            own |= {"rule": spec.rule.value, "gamma": spec.gamma, "base_prompt_format": spec.base_prompt_format}
         return own
 
 
@@ -250,4 +250,5 @@ def _named(instance: Instance) -> Iterator[None]:
 
 
 def _shown(items: list[_T], what: str, is_quiet: bool) -> Iterable[_T]:
-    return tqdm(items, desc=what, disable=is_quiet)
+    shown: Iterable[_T] = tqdm(items, desc=what, disable=is_quiet)
+    return shown

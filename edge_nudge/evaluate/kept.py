@@ -4,6 +4,7 @@ Owns the files under `answers/`. Never asks a model.
 
 1. An answer is known by everything that made it: question, limit, settings. Another setting is another answer.
 2. A line that a break cut short is dropped; the next run writes that answer again.
+3. What is not ours is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import ValidationError
-
 from edge_nudge.errors import InputError
 from edge_nudge.evaluate.results import ItemResult
+
+_LINE_START = b'{"key": "'
 
 
 def key_of(task: str, row_id: str, request: dict[str, Any]) -> str:
@@ -30,9 +32,10 @@ def key_of(task: str, row_id: str, request: dict[str, Any]) -> str:
 
 def file_name(system: str) -> str:
     """Return a file name for a system, legal everywhere and different for different systems."""
-    plain = re.sub(r"[^A-Za-z0-9._=+-]", "_", system)[:80]
-    mark = "" if plain == system else "-" + hashlib.sha256(system.encode()).hexdigest()[:8]
-    return f"{plain}{mark}.jsonl"
+    if re.fullmatch("[a-z]{1,80}", system):
+        return f"{system}.jsonl"
+    plain = re.sub(r"[^A-Za-z0-9._=+-]", "_", system)[:80]  # the hash tells apart what differs in its case alone
+    return f"{plain}-{hashlib.sha256(system.encode()).hexdigest()[:8]}.jsonl"
 
 
 class KeptAnswers:
@@ -57,7 +60,8 @@ class KeptAnswers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # every line was flushed; what a full disk refused was said when it did
+            self._file.close()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -79,14 +83,21 @@ class KeptAnswers:
         if not self.path.exists():
             return
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for n, line in enumerate(whole.split(b"\n")[:-1], 1):
-            try:
-                record = json.loads(line)
-                self._items[str(record["key"])] = ItemResult.model_validate(record)
-            except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
-                raise InputError(
-                    f"{self.path}, line {n}: no answer of an evaluation; remove the file or choose another folder"
-                ) from None
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+        lines = data.split(b"\n")
+        self._items = dict(self._record(line, n) for n, line in enumerate(lines[:-1], 1))
+        if (rest := lines[-1]) and rest[: len(_LINE_START)] != _LINE_START[: len(rest)]:
+            raise self._foreign(len(lines))
+        if rest:
+            os.truncate(self.path, len(data) - len(rest))
+
+    def _record(self, line: bytes, n: int) -> tuple[str, ItemResult]:
+        try:
+            record = json.loads(line)
+            return str(record["key"]), ItemResult.model_validate(record)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise self._foreign(n) from None
+
+    def _foreign(self, n: int) -> InputError:
+        return InputError(
+            f"{self.path}, line {n}: no answer of an evaluation; remove the file or choose another folder"
+        )

@@ -68,9 +68,6 @@ def checked_flag(name: str, value: Any) -> bool:
 def _with_settings(system: System, own: Mapping[str, Any]) -> System:
     if not own:
         return system
-    for name in own:
-        if name in system.settings or (name == "format" and "format=" in system.name):
-            raise InputError(f"{name} is given twice: in system={system.name}, and beside it")
     joined = "+".join(f"{name}={_written(value)}" for name, value in own.items())
     return parse_system(f"{system.name}{'+' if ':' in system.name else ':'}{joined}")
 

@@ -21,8 +21,9 @@ DEFAULT_SYSTEMS = "base,nudging,nudged,urial"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Tasks times systems. `limit` (items) and `max_tokens` (of an answer) by task: without one all items, and the task's
-    own tokens.
+    """Tasks times systems.
+
+    `limit` (items) and `max_tokens` (of an answer) are by task: without one all items, and the task's own tokens.
     """
 
     tasks: tuple[Task, ...]
@@ -45,10 +46,14 @@ class Plan:
 
     def check(self) -> dict[str, tuple[int, int]]:
         """Return rows and chosen items by task. Raises InputError for what would fail later."""
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: it is from 0 to {2**63 - 1}")
         kinds = {system.kind for system in self.systems}
         for kind, file, option in ((Kind.ALIGNED, self.aligned, "aligned"), (Kind.PROXY, self.untuned, "untuned")):
             if kind in kinds and file is None:
                 raise InputError(f"system {kind.value} needs a model: name it with --{option} MODEL")
+            if file is not None and not file.is_file():
+                raise InputError(f"--{option}: {file} is not there")
             if kind not in kinds and file is not None:
                 raise InputError(f"--{option} is for system {kind.value}, which is not among --systems")
         counts = {}
@@ -74,12 +79,16 @@ def parse_tasks(names: Sequence[str]) -> tuple[Task, ...]:
 def parse_counts(text: str, tasks: Sequence[Task]) -> dict[str, int]:
     """Read "160" or "160,ifeval=256": a count for all tasks, and counts of single ones. Raises InputError."""
     counts: dict[str, int] = {}
+    given: set[str | None] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, sign, value = part.rpartition("=")
-        if not value.isdecimal() or not 1 <= int(value) <= MAX_COUNT:
+        if not (value.isdecimal() and len(value) < 19 and 1 <= int(value) <= MAX_COUNT):
             raise InputError(f"{part!r} is no count: write COUNT or TASK=COUNT, from 1 to {MAX_COUNT}")
         if sign and name not in {task.name for task in tasks}:
             raise InputError(f"{part!r}: task {name!r} is not asked")
+        if (name if sign else None) in given:
+            raise InputError(f"{part!r}: the count of {f'task {name!r}' if sign else 'all tasks'} is given twice")
+        given.add(name if sign else None)
         counts |= {name: int(value)} if sign else {task.name: int(value) for task in tasks if task.name not in counts}
     if not counts:
         raise InputError("there is no count: write COUNT or TASK=COUNT")

@@ -1,7 +1,8 @@
 """The tasks: which rows, how they are asked, what kind of answer they want.
 
 Owns the list of tasks and the wording of the questions, which is ours; which tasks they are is the paper's choice (Fei,
-Razeghi, Singh, arXiv 2410.09300), and IFEval (Zhou et al., arXiv 2311.07911). Never reads a file.
+Razeghi, Singh, arXiv 2410.09300), and IFEval (Zhou et al., arXiv 2311.07911); two hold questions of a user's own. Never
+reads a file.
 
 1. Zero-shot: a question and the form of its answer, nothing else, and the same for every system.
 2. The form asked for ("The answer is ...") is the one that answers.py looks for first. It has no placeholder: small
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_nudge.errors import InputError
-from edge_nudge.evaluate.answers import Kind
+from edge_nudge.evaluate.answers import Kind, kind_of_gold
 
 _FORMS = {
     Kind.NUMBER: 'Think step by step, and finish with "The answer is" and the number.',
@@ -37,6 +38,7 @@ class Task:
     kind: Kind | None
     max_tokens: int
     metric: str = "acc"
+    is_users: bool = False  # a user's own questions: asked as they are, and of the kind of their answers
 
     @property
     def is_instructions(self) -> bool:
@@ -44,7 +46,13 @@ class Task:
 
     @property
     def is_open_ended(self) -> bool:
-        return self.kind is None and not self.is_instructions
+        return self.metric == ""
+
+    def kind_of(self, row: Mapping[str, Any]) -> Kind | None:
+        """Return what kind of answer a row wants."""
+        if not self.is_users or self.is_open_ended:
+            return self.kind
+        return Kind.CHOICE if row.get("choices") else kind_of_gold(str(row["answer"]))
 
     @property
     def harness_name(self) -> str:
@@ -67,6 +75,8 @@ _ALL = (
     Task("just_eval", "Just-eval", "justeval.jsonl", None, 512, metric=""),
     Task("just_eval_safe", "Just-eval, safety", "justeval_safe.jsonl", None, 512, metric=""),
     Task("mt_bench", "MT-bench, first turns", "mt_bench.jsonl", None, 512, metric=""),
+    Task("questions", "Own questions", "questions.jsonl", None, 256, is_users=True),
+    Task("prompts", "Own prompts", "prompts.jsonl", None, 256, metric="", is_users=True),
     Task("ifeval", "IFEval", "ifeval.jsonl", None, 512, metric="prompt_level_strict_acc"),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
@@ -82,14 +92,16 @@ def find_task(name: str) -> Task:
 
 def ask(task: Task, row: Mapping[str, Any]) -> str:
     """Return the question of a row as every system is asked it."""
-    if task.kind is None:
-        return str(row["prompt"] if task.is_instructions else row["question"])
+    if task.is_instructions:
+        return str(row["prompt"])
+    if task.kind is None and not row.get("choices"):
+        return str(row["question"])
     parts = [str(row["question"]).strip()]
     if row.get("context"):
         parts.insert(0, str(row["context"]))
     if row.get("choices"):
         parts += [f"{letter(i)}. {choice}" for i, choice in enumerate(row["choices"])]
-    return "\n".join([*parts, _FORMS[task.kind]])
+    return "\n".join([*parts, _FORMS[task.kind or Kind.CHOICE]])
 
 
 def letter(i: int) -> str:

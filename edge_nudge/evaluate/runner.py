@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 from edge_nudge.catalog.files import hash_file, write_whole
 from edge_nudge.core.request import GenerateRequest, build_request
 from edge_nudge.document import about_pair, pair_document
-from edge_nudge.errors import InputError
-from edge_nudge.evaluate.answering import Answerer, read_answer
+from edge_nudge.errors import InputError, ModelFileError
+from edge_nudge.evaluate.answering import Answerer, Stop
 from edge_nudge.evaluate.answers import find_answer
 from edge_nudge.evaluate.kept import KeptAnswers, key_of
 from edge_nudge.evaluate.plan import Plan, load_changes
 from edge_nudge.evaluate.questions import Task, gold_of, row_id
 from edge_nudge.evaluate.results import ItemResult, Results, SystemResult, TaskAbout
-from edge_nudge.evaluate.systems import Kind, System
+from edge_nudge.evaluate.systems import Kind, Setting, System
 from edge_nudge.evaluate.tasks.functions import row_of
 from edge_nudge.runtime import Pair, load_pair
 from edge_nudge.spec import PairSpec
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+_LOGGERS = ("lm_eval", "lm-eval", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def evaluate(
     machine: str = "",
     on_step: Callable[[Step], None] = lambda step: None,
     say: Callable[[str], None] | None = None,
-    on_answerer: Callable[[Answerer], None] = lambda answerer: None,
+    stop: Stop | None = None,
 ) -> Results:
     """Ask everything and return all that was found; `results.json` is written on the way, after each system.
 
@@ -76,8 +78,9 @@ def evaluate(
     counts = plan.check()
     with ExitStack() as stack:
         stack.enter_context(_locked(plan.folder))
-        _check_identity(plan.folder, spec, load)
-        run = _Run(plan, spec, load, counts, on_step, say, on_answerer)
+        stack.enter_context(_quiet_and_offline())
+        _check_identity(plan, spec, load)
+        run = _Run(plan, spec, load, counts, on_step, say, stop or Stop())
         stack.callback(run.close)
         results = Results(
             command=command,
@@ -91,7 +94,7 @@ def evaluate(
         for system in plan.systems:
             found = run.system(system)
             results = results.model_copy(update={"pair": run.pair, "systems": (*results.systems, found)})
-            write_whole(plan.folder / RESULTS_FILE, results.model_dump_json(indent=1) + "\n")
+            _write(plan.folder / RESULTS_FILE, results.model_dump_json(indent=1))
         return results
 
 
@@ -117,10 +120,10 @@ class _Run:
         counts: Mapping[str, tuple[int, int]],
         on_step: Callable[[Step], None],
         say: Callable[[str], None] | None,
-        on_answerer: Callable[[Answerer], None],
+        stop: Stop,
     ) -> None:
         self._plan, self._spec, self._load = plan, spec, load
-        self._on_step, self._say, self._on_answerer = on_step, say, on_answerer
+        self._on_step, self._say, self._stop = on_step, say, stop
         self._n_done, self._n_all = 0, len(plan.systems) * sum(n_items for _, n_items in counts.values())
         self._stack = ExitStack()
         self._loaded: tuple[str, dict[str, Any]] | None = None
@@ -148,12 +151,9 @@ class _Run:
                 return item.answer
 
             samples = self._harness(harness.EdgeNudgeLM(system, answerer, ask))
-        scored = [
-            _scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task
-        ]
-        return SystemResult(
-            name=system.name, settings=system.shown_settings, items=tuple(scored), **self._rule(system)
-        )
+        scored = [_scored(tasks[name], sample, items) for name, of_task in samples.items() for sample in of_task]
+        shown: dict[str, Setting | None] = {**system.shown_settings}
+        return SystemResult(name=system.name, settings=shown, items=tuple(scored), **self._rule(system))
 
     def _harness(self, model: Any) -> dict[str, list[dict[str, Any]]]:
         """Run the harness over all tasks; return what it says of each item, by its name of the task."""
@@ -185,7 +185,7 @@ class _Run:
         key = key_of(task.name, row_id(task, row), _marks(resolved, load_changes(system, self._plan)))
         if (item := kept.get(key)) is not None:
             return item, True
-        answered = read_answer(answerer.answer(request))
+        answered = self._stop.read(answerer, request)
         usage = answered.finished.usage
         item = ItemResult(
             task=task.name,
@@ -215,13 +215,13 @@ class _Run:
 
     def _open(self, system: System) -> Answerer:
         """Return what answers for this system, loaded if need be."""
-        wanted = (system.kind.value if system.kind.is_mixture else "pair", load_changes(system, self._plan))
+        changes = load_changes(system, self._plan)
+        wanted = (f"{system.kind.value} {system.alpha}" if system.kind.is_mixture else "pair", changes)
         if self._answerer is None or wanted != self._loaded:
             self._stack.close()
-            spec = replace(self._spec, **wanted[1])
+            spec = replace(self._spec, **changes)
             self._answerer = self._load_one(system, spec)
             self._loaded = wanted
-            self._on_answerer(self._answerer)
         return self._answerer
 
     def _load_one(self, system: System, spec: PairSpec) -> Answerer:
@@ -230,7 +230,7 @@ class _Run:
 
             mixture: Answerer = self._stack.enter_context(
                 open_mixture(
-                    system.kind.value,
+                    "proxy" if system.kind is Kind.PROXY else "ensemble",
                     spec,
                     untuned=self._plan.untuned if system.kind is Kind.PROXY else None,
                     alpha=system.alpha,
@@ -239,7 +239,7 @@ class _Run:
                 )
             )
             return mixture
-        pair: Pair = self._stack.enter_context(load_pair(spec, **self._load, say=self._say))
+        pair: Pair = self._stack.enter_context(load_pair(spec, **{"cache_ram": 0, **self._load}, say=self._say))
         if not self.pair or not load_changes(system, self._plan):
             self.pair = pair_document(about_pair(pair))
         return pair
@@ -279,52 +279,99 @@ def _scored(task: Task, sample: dict[str, Any], items: Mapping[tuple[str, str], 
     row = row_of(sample["doc"])
     item = items[task.name, row_id(task, row)]
     metrics = {name: float(sample[name]) for name in sample["metrics"]}
-    found = None if task.kind is None else find_answer(task.kind, item.answer, row.get("choices") or ())
+    kind = task.kind_of(row)
+    found = None if kind is None else find_answer(kind, item.answer, row.get("choices") or ())
     return item.model_copy(update={"metrics": metrics, "score": metrics.get(task.metric), "extracted": found})
 
 
-def _check_identity(folder: Path, spec: PairSpec, load: Mapping[str, Any]) -> None:
-    """Note whose answers the folder holds. Raises InputError where it holds another pair's."""
+def _check_identity(plan: Plan, spec: PairSpec, load: Mapping[str, Any]) -> None:
+    """Note whose answers the folder holds. Raises InputError where it holds another pair's.
+
+    A large aligned or an untuned model is noted when one is first named; runs without it may come before and after.
+    """
     settings = {name: load[name] for name in ("ctx_size", "base_kv_type", "nudge_kv_type") if name in load}
-    identity = {
+    identity: dict[str, Any] = {
         "edge_nudge": __version__,
-        "base": {"file": spec.base.name, "sha256": hash_file(spec.base)},
-        "nudging": {"file": spec.nudging.name, "sha256": hash_file(spec.nudging_adapter or spec.nudging)},
+        "base": _about_file(spec.base),
+        "nudging": {**_about_file(spec.nudging_adapter or spec.nudging), "file": spec.nudging.name},
         "base_prompt_format": spec.base_prompt_format,
+        **({} if spec.chat_template is None else {"chat_template": spec.chat_template}),
         **settings,
     }
-    file = folder / RUN_FILE
+    others = {"aligned": plan.aligned, "untuned": plan.untuned}
+    named = {name: _about_file(file) for name, file in others.items() if file is not None}
+    file = plan.folder / RUN_FILE
     try:
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except (OSError, ValueError) as error:
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**identity, **named}
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
-    if known is None:
-        write_whole(file, json.dumps(identity, indent=1) + "\n")
-    elif known != identity:
-        names = sorted(name for name in {*known, *identity} if known.get(name) != identity.get(name))
+    if not isinstance(known, dict) or "edge_nudge" not in known:
+        raise InputError(f"{file} is no file of an evaluation: choose another folder")
+    wanted = {**{name: known[name] for name in others if name in known}, **identity, **named}
+    differing = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
+    differing = [name for name in differing if name not in named or name in known]
+    if differing:
+        shown = ", ".join(f"{name}: {_short(known.get(name))}, now {_short(wanted.get(name))}" for name in differing)
         raise InputError(
-            f"{folder} holds answers of another pair or other settings ({', '.join(names)} differ): choose another folder"
+            f"{plan.folder} holds answers of another pair or other settings ({shown}): choose another folder"
         )
+    if wanted != known or not file.exists():
+        _write(file, json.dumps(wanted, indent=1))
+
+
+def _about_file(file: Path) -> dict[str, str]:
+    try:
+        return {"file": file.name, "sha256": hash_file(file)}
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read ({error.strerror or error}): check the path") from None
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value.get('file')} {str(value.get('sha256'))[:8]}"
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        write_whole(file, text + "\n")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep the folder to this process, and the harness quiet and offline."""
+    """Keep the folder to this process. Raises InputError."""
     from filelock import FileLock, Timeout
 
-    former = {name: os.environ.get(name) for name in _OFFLINE}
-    os.environ |= _OFFLINE
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            for name in ("lm_eval", "lm-eval", "datasets"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            yield
+        lock.acquire()
     except Timeout:
         raise InputError(f"another evaluation works in {folder}: wait for it, or choose another folder") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be used: {error}") from None
+        raise InputError(f"{folder} cannot be used: {error.strerror or error}") from None
+    try:
+        yield
     finally:
+        lock.release()
+
+
+@contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Keep the harness quiet and offline; afterwards environment and loggers are as they were."""
+    former = {name: os.environ.get(name) for name in _OFFLINE}
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    os.environ.update(_OFFLINE)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         for name, value in former.items():
             if value is None:
                 os.environ.pop(name, None)

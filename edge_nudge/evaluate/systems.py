@@ -13,6 +13,7 @@ A name is a kind, perhaps with settings behind a colon, joined by plus signs:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -45,6 +46,9 @@ _SOLO = {
     Kind.ALIGNED: Rule.NUDGING_ONLY,
 }
 _WORDS = {"on": True, "off": False, "true": True, "false": False}
+_NUMBERS = ("gamma", "end_prob", "temp", "top_p", "min_p", "alpha")
+_OF_BASE = (Kind.BASE, Kind.NUDGED, Kind.ENSEMBLE, Kind.PROXY)  # where the base model's prompt format can be chosen
+MOST_ALPHA = 100.0
 _NUDGE = ("rule", "gamma", "lookahead", "end_prob", "max_turns", "loop_guard")
 _SAMPLING = tuple(SamplingParams.model_fields)
 
@@ -85,7 +89,7 @@ def parse_systems(text: str) -> list[System]:
 
 def parse_system(name: str) -> System:
     """Return one system by its name. Raises InputError."""
-    kind_name, _, rest = name.partition(":")
+    kind_name, colon, rest = name.partition(":")
     try:
         kind = Kind(kind_name)
     except ValueError:
@@ -94,42 +98,48 @@ def parse_system(name: str) -> System:
             "with settings as in nudged:rule=entropy+gamma=2"
         ) from None
     settings: dict[str, Setting] = {}
-    for part in filter(None, rest.split("+")):
+    for part in rest.split("+") if colon else ():
         key, sign, value = part.partition("=")
-        if not sign or not value:
+        if not (key and sign and value):
             raise InputError(f"system {name!r}: {part!r} is no setting: write {key or 'gamma'}=VALUE")
-        settings[key] = _value(value)
+        if key in settings:
+            raise InputError(f"system {name!r}: {key} is given twice")
+        if key not in _known(kind):
+            raise InputError(f"system {name!r} has no setting {key!r}: it has {', '.join(_known(kind))}")
+        settings[key] = _value(name, key, value)
     return _checked(name, kind, settings)
 
 
-def _value(text: str) -> Setting:
+def _known(kind: Kind) -> tuple[str, ...]:
+    own = ("format",) if kind in _OF_BASE else ()
+    nudge = _NUDGE if kind is Kind.NUDGED else ()
+    return (*own, *nudge, *_SAMPLING, *(("alpha",) if kind is Kind.PROXY else ()))
+
+
+def _value(name: str, key: str, text: str) -> Setting:
+    """Read a value as its setting wants it; whether it may be so is the request's to say."""
+    if key in ("format", "rule") or len(text) > 40:
+        return text
     if text in _WORDS:
         return _WORDS[text]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        number = float(text) if key in _NUMBERS else int(text)
+    except ValueError:
+        return text
+    if isinstance(number, float) and not math.isfinite(number):
+        raise InputError(f"system {name!r}: {key} is {text}, no finite number")
+    return number
 
 
 def _checked(name: str, kind: Kind, settings: dict[str, Setting]) -> System:
     text_format = settings.pop("format", "urial" if kind is Kind.URIAL else None)
-    alpha = settings.pop("alpha", 1.0) if kind is Kind.PROXY else 1.0
-    known = (*_NUDGE, *_SAMPLING) if kind is Kind.NUDGED else _SAMPLING
-    for key in settings:
-        if key not in known:
-            extra = ", alpha" if kind is Kind.PROXY else ""
-            raise InputError(f"system {name!r} has no setting {key!r}: it has format, {', '.join(known)}{extra}")
-    for key in ("gamma", "end_prob", "temp", "top_p", "min_p"):
-        if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
-            settings[key] = float(settings[key])
-    if isinstance(alpha, (bool, str)):
-        raise InputError(f"system {name!r}: alpha is {alpha!r}, no number")
-    if text_format is not None:
-        base_format(str(text_format))
+    alpha = settings.pop("alpha", 1.0)
+    if isinstance(alpha, (bool, str)) or not 0 <= alpha <= MOST_ALPHA:
+        raise InputError(f"system {name!r}: alpha is {alpha!r}: it is a number from 0 to {MOST_ALPHA:g}")
     system = System(name, kind, settings, None if text_format is None else str(text_format), float(alpha))
     try:
+        if system.base_prompt_format is not None:
+            base_format(system.base_prompt_format)
         build_request("a question", **system.request_settings)
     except InputError as error:
         raise InputError(f"system {name!r}: {error}") from None

@@ -11,25 +11,24 @@ the markup page/report.html.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from edge_nudge.core.events import Cause, HandoffReason, Role, Usage
-from edge_nudge.core.visible import one_line, visible_parts
+from edge_nudge.core.visible import one_line
 from edge_nudge.report import figures
+from edge_nudge.report.markup import flat, page_file, policy, shown, sign
 from edge_nudge.report.output import Kind
 from edge_nudge.report.records import FailedRecord, FinishedRecord, PieceRecord, Spelled, Token, Trace
 from edge_nudge.report.wording import AUTHORS, CAUSES, ENDINGS, OPEN_END, REASONS, count, percent, spoken
 
 PAGE = Kind("page of a trace", b"<!DOCTYPE html>\n<!-- edge-nudge: the page of a trace -->")
+_PACKAGE = "edge_nudge.report"
 N_SHADES = 10
 LABEL_LENGTH = 14  # characters of a token under its bar
 
@@ -103,6 +102,9 @@ class Turn:
     words: tuple[Word, ...]
 
 
+_BY_TOP_PROB = ("top_prob", "blend")  # the rules that compare gamma with the top-1 probability
+
+
 def render_page(trace: Trace) -> str:
     """Return the page of a trace."""
     words = list(_words(trace))
@@ -110,11 +112,11 @@ def render_page(trace: Trace) -> str:
     usage = _usage(trace)
     settings = trace.header.settings
     gamma = settings.get("gamma")
-    shows_gamma = settings.get("rule") == "top_prob" and isinstance(gamma, int | float) and 0 <= gamma <= 1
-    style, script = _asset("report.css"), _asset("report.js")
+    shows_gamma = settings.get("rule") in _BY_TOP_PROB and isinstance(gamma, int | float) and 0 <= gamma <= 1
+    style = page_file(_PACKAGE, "common.css") + page_file(_PACKAGE, "report.css")
+    script = page_file(_PACKAGE, "report.js")
     return _template().render(
-        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
+        policy=policy(style, script),
         style=Markup(style),
         script=Markup(script),
         header=trace.header,
@@ -138,31 +140,13 @@ def render_page(trace: Trace) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(shown=_shown, cell=_cell, flat=_flat, percent=percent, count=count, spoken=spoken)
+    environment.filters.update(shown=shown, cell=_cell, flat=flat, percent=percent, count=count, spoken=spoken)
     environment.filters.update(seconds=figures.seconds, line=one_line)
     environment.globals.update(authors=AUTHORS, reasons=REASONS, causes=CAUSES)
-    return environment.from_string(_asset("report.html"))
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("edge_nudge.report").joinpath("page").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
-
-
-def _hash(text: str) -> str:
-    """Return how a content security policy names an inline text."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    return environment.from_string(page_file(_PACKAGE, "report.html"))
 
 
 # --- text
-
-
-def _shown(text: str) -> Markup:
-    """Escape a text, with a mark at what would not be seen; newlines and blanks stay."""
-    return Markup("").join(
-        Markup('<span class="esc">{}</span>').format(part) if is_escape else escape(part)
-        for part, is_escape in visible_parts(text)
-    )
 
 
 def _cell(text: str) -> Markup:
@@ -170,16 +154,7 @@ def _cell(text: str) -> Markup:
     core = text.strip(" ")
     n_lead = len(text) - len(text.lstrip(" ")) if core else len(text)
     n_tail = len(text) - n_lead - len(core)
-    return Markup("{}{}{}").format(_sign("·") * n_lead, _flat(core), _sign("·") * n_tail)
-
-
-def _flat(text: str) -> Markup:
-    """Escape a text for a line of a table: newlines and tabs are marked, blanks stay."""
-    return _shown(text).replace("\n", _sign("⏎")).replace("\t", _sign("⇥"))
-
-
-def _sign(sign: str) -> Markup:
-    return Markup('<span class="ws">{}</span>').format(sign)
+    return Markup("{}{}{}").format(sign("·") * n_lead, flat(core), sign("·") * n_tail)
 
 
 def _text(spelled: Spelled) -> str:

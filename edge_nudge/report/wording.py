@@ -17,6 +17,7 @@ REASONS = {
     HandoffReason.UNUSABLE: "the base model's token was no text",
     HandoffReason.CONFIDENT: "base model sure",
     HandoffReason.AGREED: "both models agree on the next word",
+    HandoffReason.BLENDED: "base model unsure; drawn from the mix of both models",
     HandoffReason.POLICY: "the rule lets only this model write",
 }
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from edge_nudge.core.events import TokenScore
@@ -28,17 +27,6 @@ def spell(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def merged(tokens: Sequence[TokenScore]) -> list[TokenScore]:
-    """Join the rests of tokens with their beginnings."""
-    whole: list[TokenScore] = []
-    for token in tokens:
-        if token.is_rest and whole:
-            whole[-1] = replace(whole[-1], data=whole[-1].data + token.data)
-        else:
-            whole.append(token)
-    return whole
 
 
 class ChatScores:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from edge_nudge.core.events import Cause, FinishReason, TokenScore, Usage
+from edge_nudge.core.token_scores import join_tokens
 from edge_nudge.document import finished_document, piece_document, usage_document
 from edge_nudge.server.jobs import Echoed, Ended, Item, Wrote
-from edge_nudge.server.scores import ChatScores, LegacyScores, merged
+from edge_nudge.server.scores import ChatScores, LegacyScores
 
 
 class Shape(Protocol):
@@ -94,7 +95,7 @@ class ChatShape(_Shape):
         ended = [item for item in items if isinstance(item, Ended)]
         scores = None
         if self._scores is not None:
-            scores = self._scores.document(merged([token for piece in pieces for token in piece.tokens]))
+            scores = self._scores.document(join_tokens([token for piece in pieces for token in piece.tokens]))
         text = "".join(piece.text for piece in pieces)
         choice = {
             "index": 0,
@@ -146,7 +147,7 @@ class TextShape(_Shape):
                     text += item.piece.text
                     tokens += item.piece.tokens
             tokens += [] if end.end_token is None else [end.end_token]
-            choice = self._choice(end.index, text, merged(tokens), end.finished.reason.value)
+            choice = self._choice(end.index, text, join_tokens(tokens), end.finished.reason.value)
             choices.append(choice if self._is_single else {**choice, **_totals(end)})
         more = _totals(ended[0]) if self._is_single else {}
         return self._object("text_completion", choices, usage=_usage(ended), **more)

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from edge_nudge.core.request import MAX_LOGPROBS, MAX_STOP_STRINGS, GenerateRequest, Rule, build_request, whole_text
+from edge_nudge.core.request import (
+    MAX_LOGPROBS,
+    MAX_STOP_STRINGS,
+    GenerateRequest,
+    Rule,
+    build_request,
+    gamma_fault,
+    whole_text,
+)
 from edge_nudge.server.faults import RequestError
 
 MAX_PROMPTS = 64
@@ -257,6 +265,8 @@ def _settings(body: Settings) -> dict[str, Any]:
         *("rule", "gamma", "lookahead", "end_prob", "max_turns", "loop_guard", "verify_ahead", "cache_prompt"),
     )
     settings = {name: value for name in names if (value := getattr(body, name)) is not None}
+    if (fault := gamma_fault(body.rule, body.gamma)) is not None:
+        raise RequestError(f"gamma: {fault}", "gamma")
     if body.temperature is not None:
         settings["temp"] = body.temperature
     if body.seed not in (None, -1):

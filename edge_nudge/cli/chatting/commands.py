@@ -26,7 +26,7 @@ QUOTES = '"""'
 class Screen(Protocol):
     """Where commands show things."""
 
-    def say(self, line: str) -> None: ...
+    def say(self, text: str, indent: int = 0) -> None: ...
 
     def show_turn(self, turn: Turn) -> None: ...
 
@@ -101,12 +101,13 @@ def run_command(desk: Desk, line: str) -> Outcome:
 def _help(desk: Desk, _: str) -> Outcome:
     width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items())
     for name, command in COMMANDS.items():
-        desk.screen.say(f"  {f'{name} {command.argument}'.ljust(width)}  {command.help}")
-    desk.screen.say(
-        f"\n  {QUOTES} begins a text of several lines and ends it; Alt-Enter breaks a line, as pasting does."
-    )
-    desk.screen.say("  Ctrl-C stops an answer and keeps what there is; Ctrl-D leaves; arrow up: earlier messages.")
-    desk.screen.say(f"  Settings: {', '.join(settings.NAMES)}.")
+        desk.screen.say(f"  {f'{name} {command.argument}'.ljust(width)}  {command.help}", width + 4)
+    for line in (
+        f"\n  {QUOTES} begins a text of several lines and ends it; Alt-Enter breaks a line, as pasting does.",
+        "  Ctrl-C stops an answer and keeps what there is; Ctrl-D leaves; arrow up: earlier messages.",
+        f"  Settings: {', '.join(settings.NAMES)}.",
+    ):
+        desk.screen.say(line, 2)
     return Outcome()
 
 

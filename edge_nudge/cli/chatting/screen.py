@@ -4,12 +4,14 @@ Owns what is written between two prompts. Never reads a key, and never decides w
 
 1. What a model or a file says is shown with its control characters made visible.
 2. What the user typed is shown again by /show and /load only.
+3. Notes break between words. An answer is not broken here: what is copied from the terminal is what was written.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,11 +34,17 @@ class TerminalScreen:
     def width(self) -> int:
         return shutil.get_terminal_size().columns
 
-    def say(self, line: str) -> None:
-        streams.write_out(visible(line) + "\n")
+    def say(self, text: str, indent: int = 0) -> None:
+        """Write a note; what has no room in a line goes on in the next one, behind `indent` blanks."""
+        for line in visible(text).split("\n"):
+            parts = textwrap.wrap(
+                line, max(self.width, 2 * indent), subsequent_indent=" " * indent, expand_tabs=False,
+                replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+            streams.write_out("\n".join(parts) + "\n")
 
     def show_turn(self, turn: Turn) -> None:
-        self.say(PROMPT + turn.user)
+        streams.write_out(visible(PROMPT + turn.user) + "\n")
         view = self.view()
         for span in turn.spans:
             view.write(span.text, span.author)

@@ -24,14 +24,17 @@ def rows(task: str, data: str | None = None, **metadata: Any) -> dict[str, Any]:
 
     folder = data or os.environ.get("EDGE_NUDGE_EVAL_DATA")
     if folder is None:
-        raise InputError(
-            "where is the data? give it as --metadata '{\"data\": \"FOLDER\"}' or in EDGE_NUDGE_EVAL_DATA"
-        )
+        raise InputError('where is the data? give it as --metadata \'{"data": "FOLDER"}\' or in EDGE_NUDGE_EVAL_DATA')
     found = read_rows(TASKS[task], Path(folder).expanduser())
-    limit = metadata.get("limit")
+    limit, seed, half = metadata.get("limit"), metadata.get("seed", 0), metadata.get("half")
     limit = limit.get(task) if isinstance(limit, Mapping) else limit
-    chosen = {"limit": limit, "seed": int(metadata.get("seed", 0)), "half": metadata.get("half")}
-    places = choose(len(found), **chosen)
+    if (limit is not None and (type(limit) is not int or limit < 1)) or type(seed) is not int:
+        raise InputError(f"limit ({limit!r}) and seed ({seed!r}) of the metadata are whole numbers, limit from 1")
+    if half not in (None, "first", "second"):
+        raise InputError(f"half ({half!r}) of the metadata is first or second")
+    places = choose(len(found), limit=limit, seed=seed, half=half)
+    if not places:
+        raise InputError(f"task {task}: nothing is left to ask of {len(found)} rows")
     return {"test": Dataset.from_list([{"task": task, "row": json.dumps(found[i])} for i in places])}
 
 
@@ -57,8 +60,10 @@ def score(task: Task, row: dict[str, Any], answer: str) -> dict[str, float]:
     if task.is_instructions:
         from edge_nudge.evaluate.instructions import score_instructions
 
-        return score_instructions(row, answer)
-    if task.kind is None:
+        figures = score_instructions(row, answer)
+        return {name: value for name, value in figures.items() if name != "n_instructions"}
+    kind = task.kind_of(row)
+    if kind is None:
         return {"answered": float(answer.strip() != "")}
-    found = find_answer(task.kind, answer, row.get("choices") or ())
-    return {"acc": float(is_right(task.kind, found, str(row["answer"]))), "answered": float(found is not None)}
+    found = find_answer(kind, answer, row.get("choices") or ())
+    return {"acc": float(is_right(kind, found, str(row["answer"]))), "answered": float(found is not None)}

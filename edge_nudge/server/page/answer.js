@@ -23,6 +23,7 @@ const REASONS = {
   unusable: "The base model's token was no text.",
   confident: "The base model was sure enough.",
   agreed: "The base model's best token begins the nudging model's next word.",
+  blended: "The base model was not sure enough here; this was drawn from the mix of both models.",
   policy: "The rule lets this model write alone.",
 };
 
@@ -145,7 +146,7 @@ export class Turn {
 
   /** Finish with what is known of the whole answer, and with the words of an error where there is one. */
   end(seen, error) {
-    if (seen.nudge?.rule === "top_prob" && is(seen.nudge.gamma)) this.gamma = seen.nudge.gamma;
+    if (["top_prob", "blend"].includes(seen.nudge?.rule) && is(seen.nudge.gamma)) this.gamma = seen.nudge.gamma;
     this.#show();
     this.#speak("", true);
     this.element.classList.remove("busy");

@@ -30,6 +30,18 @@ const RULES = {
     max: 6, step: 0.05, usual: 2,
     help: "The base model writes where its entropy is at most gamma nats. Higher: more of the base model.",
   },
+  token: {
+    max: 1, step: 0.01, usual: 0.4,
+    help: "The base model writes where the token it draws has at least probability gamma. Lower: more of the base model.",
+  },
+  bet: {
+    max: 1, step: 0.01, usual: 0.2,
+    help: "The base model writes where its token is at most gamma less probable than the nudging model’s best one. Higher: more of the base model.",
+  },
+  blend: {
+    max: 1, step: 0.01, usual: 0.4,
+    help: "The base model writes where its top‑1 probability is at least gamma; elsewhere a token is drawn from a mix of both models. Lower: more of the base model.",
+  },
   "base-only": { help: "The base model writes alone, for comparison." },
   "nudging-only": { help: "The nudging model writes alone, for comparison." },
 };
