@@ -258,8 +258,11 @@ def test_a_pair_is_closed_on_request_and_another_ones_is_not(opened: tuple[dict[
 
 def test_what_is_written_beside_the_results(opened: tuple[dict[str, Any], list[Pair]]) -> None:
     arguments, _ = opened
-    info = EdgeNudgeLM(**arguments, gamma=0.25).get_model_info()
-    assert (info["system"], info["rule"], info["gamma"]) == ("nudged:gamma=0.25", "top_prob", 0.25)
+    lm = EdgeNudgeLM(**arguments, lookahead=2)
+    lm.generate_until([written(gamma=0.3), written(), written(gamma=0.3)], disable_tqdm=True)
+    info = lm.get_model_info()
+    assert info["system"] == "nudged:lookahead=2"
+    assert info["rules"] == [{"rule": "top_prob", "gamma": gamma} for gamma in (0.3, 0.4)]
     assert info["pair"]["base"]["file"] == "base.gguf"
     assert json.loads(json.dumps(info)) == info
 

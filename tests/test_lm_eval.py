@@ -152,10 +152,8 @@ def through_api(
 def in_process(folder: Path, demo_paths: tuple[Path, Path]) -> dict[str, Lines]:
     """What the command says of log-likelihoods."""
     files = f"base={demo_paths[0]},nudging={demo_paths[1]}"
-    found = run(
-        folder, "here", "run", "--tasks", "tiny_choice,tiny_rolling", "--model_args", f"{files},system=base,threads=1"
-    )
-    return found
+    arguments = ("--tasks", "tiny_choice,tiny_rolling", "--model_args", f"{files},system=base,threads=1")
+    return run(folder, "here", "run", *arguments)
 
 
 @needs_lm_eval
@@ -237,13 +235,14 @@ def test_our_tasks_have_the_same_answers_both_ways(folder: Path, server: Server,
     here = found["nudge_gsm8k"]
     api = through_api(folder, server, "local-chat-completions", "/v1/chat/completions", "nudge_gsm8k", *common)
     assert len(here) == len(api) == 2
-    assert all(len(line["resps"][0][0].split()) > 3 for line in here)
+    assert all(len(line["resps"][0][0].split()) > 2 for line in here)
     assert [line["resps"] for line in here] == [line["resps"] for line in api]
     assert [line["doc"] for line in here] == [line["doc"] for line in api]
     assert [line["acc"] for line in here] == [line["acc"] for line in api]
     (results,) = (folder / "nudged").rglob("results_*.json")
     config = json.loads(results.read_text())["config"]
     assert (config["model"], config["system"]) == ("edge_nudge", "nudged")
+    assert config["rules"] == [{"rule": "top_prob", "gamma": 0.3}]
     assert config["pair"]["base"]["file"] == demo_paths[0].name
 
 

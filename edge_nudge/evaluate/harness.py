@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import lm_eval.models  # noqa: F401  # the harness adds its own models only while there are none
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.registry import register_model
@@ -81,6 +82,7 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
         self._answerer = answerer
         self._given_ask = ask
         self._likelihoods: Likelihoods | None = None
+        self._rules: set[tuple[str, float]] = set()  # of the answers; settings of a task may choose others
 
     def close(self) -> None:
         """Close the pair where it was opened here; closing twice is allowed."""
@@ -117,8 +119,7 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
         info: dict[str, Any] = {"edge_nudge_version": __version__, "system": self._system.name}
         if isinstance(self._answerer, Pair):
             info["pair"] = pair_document(about_pair(self._answerer))
-            request = self._answerer.spec.resolve(request_of(self._system, write_messages([_USER]), {}))
-            info["rule"], info["gamma"] = request.nudge.rule.value, request.nudge.threshold
+        info["rules"] = [{"rule": rule, "gamma": gamma} for rule, gamma in sorted(self._rules)]
         if self._likelihoods is not None:
             info["n_contexts_cut"] = self._likelihoods.n_cut
         return info
@@ -194,6 +195,9 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
             with _named(instance):
                 request = request_of(self._system, context, settings, cache_prompt=self._cache_prompt)
                 requests.append(with_seed(request, n_seen[id(instance)]))
+            if isinstance(self._answerer, Pair):
+                nudge = self._answerer.spec.resolve(request).nudge
+                self._rules.add((nudge.rule.value, nudge.threshold))
             n_seen[id(instance)] += 1  # a task may want a question answered several times: it stands there as often
         return requests
 
@@ -223,9 +227,6 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
                 own |= {f"{role} {name}": document[role].get(name) for name in ("sha256", "n_ctx")}
             own |= {"rule": spec.rule.value, "gamma": spec.gamma, "base_prompt_format": spec.base_prompt_format}
         return own
-
-
-_USER = {"role": "user", "content": "-"}
 
 
 def _opened(load: Mapping[str, Any]) -> Pair:
