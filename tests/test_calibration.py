@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_nudge.evaluate.choices import save_choice
 from edge_nudge.catalog.manifest import load_manifest, user_pairs_dir
 from edge_nudge.core.request import Rule, build_request
 from edge_nudge.errors import InputError
@@ -19,6 +18,7 @@ from edge_nudge.evaluate.calibration import (
     settings_to_try,
     systems_of,
 )
+from edge_nudge.evaluate.choices import save_choice
 from edge_nudge.evaluate.own import read_own
 from edge_nudge.evaluate.results import ItemResult, Results, SystemResult
 from edge_nudge.evaluate.rows import read_rows
