@@ -264,7 +264,7 @@ class Pace:
 
 
 def _duration(seconds: float) -> str:
-    minutes = int(seconds / 60 + 0.5)
-    if minutes < 1:
-        return f"{int(seconds + 0.5)} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

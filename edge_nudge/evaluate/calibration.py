@@ -115,6 +115,9 @@ def settings_to_try(rules: Sequence[str], gammas: Sequence[float], present: Sett
         raise InputError(
             f"thresholds of {len(rules)} rules cannot be given as one list: name one rule, or no thresholds"
         )
+    high = [gamma for gamma in gammas if gamma > 1 and rules[0] != Rule.ENTROPY.value]
+    if high:
+        raise InputError(f"gamma {high[0]:g} is no threshold for {rules[0]}: it lies between 0 and 1")
     found = [Setting(rule=rule, gamma=gamma) for rule in rules for gamma in (gammas or GRIDS[rule])]
     return sorted({*found, present}, key=lambda setting: (setting.rule != present.rule, setting.rule, setting.gamma))
 
