@@ -212,7 +212,7 @@ def _report(plan: Plan, results: Results, values: dict[str, Any]) -> None:
     from edge_nudge.evaluate.summary import summarize
 
     summary = summarize(results)
-    files = write_report(results, plan.folder)
+    files = write_report(results, plan.folder, summary)
     if values["as_json"]:
         streams.write_out(summary.model_dump_json(indent=1) + "\n")
     else:
