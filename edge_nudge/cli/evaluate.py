@@ -207,8 +207,8 @@ def _machine() -> str:
 
 
 def _report(plan: Plan, results: Results, values: dict[str, Any]) -> None:
-    from edge_nudge.evaluate.report import write_report
     from edge_nudge.evaluate.markdown import markdown_table
+    from edge_nudge.evaluate.report import write_report
     from edge_nudge.evaluate.summary import summarize
 
     summary = summarize(results)
