@@ -346,8 +346,9 @@ def test_log_likelihoods_are_the_harnesss_own(context: str, continuation: str, a
     if context and not context.rstrip() and not adds_bos:
         return  # the harness has nothing to start from there; see below
     if context:
-        if not reference._encode_pair(context, continuation)[1]:
-            return  # nothing is left to score; see below
+        before, rest = reference._encode_pair(context, continuation)
+        if not rest or reference.tok_encode(context + continuation) != [*before, *rest]:
+            return  # a token reaches over the seam; see below
     elif not continuation:
         return
     (expected,) = reference.loglikelihood([ask("loglikelihood", context, continuation)], disable_tqdm=True)
@@ -375,6 +376,15 @@ def test_a_text_without_a_context_stands_behind_the_end_token_where_there_is_no_
     pair = scored_pair(markers=("<eos>",))
     ids = pair.base.tokenize(b"the cat")
     assert likely(EdgeNudgeLM("base", pair), "", "the cat") == Reference(pair).sum([0], ids)
+
+
+def test_a_token_that_reaches_over_the_seam_belongs_to_the_context() -> None:
+    pair = scored_pair()
+    scores = pair.score("http://the cat", 1)
+    n_context = len(VOCABULARY.tokenize(b"http:"))
+    assert [score.data for score in scores[n_context:]] != [b"//", b"the", b" cat"]
+    expected = sum(score.logprob or 0.0 for score in scores[n_context:])
+    assert likely(EdgeNudgeLM("base", pair), "http:", "//the cat")[0] == expected
 
 
 def test_a_continuation_that_melts_into_the_context_is_the_last_token() -> None:
@@ -554,7 +564,7 @@ def raised_by_us() -> ValueError:
         (SystemExit(None), 0, ""),
         (SystemExit(2), 2, ""),
         (SystemExit("no"), 1, ""),
-        (InputError("no such\nthing"), 2, "error: no such thing\n"),
+        (InputError("no such\nthing"), 2, "error: no such\\nthing\n"),
         (ContextOverflowError("base", 9, 8), 3, "error: prompt is 9 tokens"),
         (
             ValueError("Tasks not found: x"),

@@ -57,7 +57,7 @@ def lm_eval(context: click.Context, arguments: tuple[str, ...]) -> None:
     \b
     Examples:
         edge-nudge lm-eval ls tasks
-        edge-nudge lm-eval run --tasks nudge_gsm8k --metadata "{\\"data\\": \\"rows\\"}" --apply_chat_template
+        EDGE_NUDGE_EVAL_DATA=rows edge-nudge lm-eval run --tasks nudge_gsm8k --apply_chat_template
         edge-nudge lm-eval run --tasks hellaswag --limit 100 --model_args pair=demo,system=base
     """
     if find_spec("lm_eval") is None:
