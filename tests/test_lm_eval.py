@@ -152,10 +152,9 @@ def through_api(
 def in_process(folder: Path, demo_paths: tuple[Path, Path]) -> dict[str, Lines]:
     """What the command says of log-likelihoods."""
     files = f"base={demo_paths[0]},nudging={demo_paths[1]}"
-    found = run(
+    return run(
         folder, "here", "run", "--tasks", "tiny_choice,tiny_rolling", "--model_args", f"{files},system=base,threads=1"
     )
-    return found
 
 
 @needs_lm_eval
