@@ -329,9 +329,5 @@ class MixtureDecoder:
     def _counted(self, pieces: list[Piece]) -> Iterator[Piece]:
         """Yield what is shown now, counting it."""
         for piece in pieces:
-            if self.usage.first_piece_s is None:
-                self.usage.first_piece_s = self._clock() - self._started
-            usage = self.usage.of(piece.author)
-            usage.n_written += piece.n_tokens
-            usage.n_chars += len(piece.text)
+            self.usage.count(piece, self._clock, self._started)
             yield piece
