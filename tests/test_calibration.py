@@ -129,6 +129,14 @@ def test_without_answers_the_usual_ratio_decides() -> None:
     assert "alone" in finding.warnings[0]
 
 
+def test_a_few_prompts_change_nothing() -> None:
+    blank: list[float | None] = [None] * 9
+    finding = calibrate(found(nudged(0.3, blank, 14), nudged(0.4, blank, 30)), PRESENT)
+    assert not finding.is_change
+    assert "9 prompts are too few" in finding.reason
+    assert "30.0 % of the tokens" in finding.warnings[0]
+
+
 def test_a_pair_that_is_always_nudged_too_much_is_warned_of() -> None:
     blank: list[float | None] = [None] * 10
     finding = calibrate(found(nudged(0.2, blank, 25), nudged(0.4, blank, 40)), PRESENT)

@@ -242,7 +242,7 @@ def test_a_better_ratio_is_written_into_the_users_manifest(
         f'[nudging.source]\nkind = "file"\npath = "{nudge}"\n'
     )
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Why?\nHow?\n")
+    prompts.write_text("".join(f"Why {i}?\n" for i in range(10)))
     options = ("--pair", "mine", "--gammas", "0.4", "-n", "24", "-o", str(tmp_path / "cal"))
     dry = invoke("calibrate", str(prompts), *options, "--no-write")
     assert dry.code == 0, dry.err
@@ -253,7 +253,7 @@ def test_a_better_ratio_is_written_into_the_users_manifest(
     assert f"written: {manifest}" in ended.err
     assert load_manifest("mine").gamma == 0.4
     assert manifest.read_text().startswith("# my own\n")
-    assert len(rules) == 4
+    assert len(rules) == 20
 
 
 @pytest.mark.parametrize(

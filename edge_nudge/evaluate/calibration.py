@@ -41,6 +41,7 @@ GRIDS: Mapping[str, tuple[float, ...]] = {
 }
 # By characters, of the paper's published answers: 10, 12 and 17 % for its three families of models.
 USUAL_RATIO = 0.13
+LEAST_PROMPTS = 10  # the ratio of a single answer can be anything
 
 
 class _Part(BaseModel):
@@ -200,6 +201,10 @@ def _by_ratio(points: list[Point], present: Setting) -> Calibration:
         )
         return _calibration(points, present, now, "ratio", reason, [warning], [])
     best = min(usable, key=lambda point: (abs(point.ratio_chars - USUAL_RATIO), point.setting != present))
+    if best.n < LEAST_PROMPTS and best.setting != present:
+        now = next(point for point in points if point.setting == present)
+        reason = f"{best.n} prompts are too few to change anything for {best.setting}: give {LEAST_PROMPTS} or more"
+        return _calibration(points, present, now, "ratio", reason, _ratio_warning(now), [])
     reason = (
         f"with {best.setting} the nudging model writes {_percent(best.ratio_chars)} of the characters, nearest to the "
         f"{_percent(USUAL_RATIO)} of the method's published answers"
