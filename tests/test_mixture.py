@@ -325,7 +325,7 @@ class Oracle:
             self.run_floor, run = start, text[start:]
             n_tokens = sum(len(unit.starts) for unit in self.units[i:])
             overlaps = any(place + len(run) > start for place in places)
-            if n_tokens < 16 or (len(run.split()) <= 5 and not overlaps):
+            if n_tokens < 16 or not overlaps:
                 return False
             self.cut(start)
             return True
@@ -481,7 +481,9 @@ def test_a_stop_string_cuts_the_text_and_never_leaks(number: int, stop: list[str
     assert not any(string in got.text for string in stop)
     assert without.text.startswith(got.text)
     if got.detail == "stop_string":
-        assert without.text.startswith(got.text + str(got.stop_string))
+        # or the base model's own end of a turn begins with the stop string, and was cut off there
+        is_turn_end = (without.text, without.detail) == (got.text, "end_of_generation")
+        assert is_turn_end or without.text.startswith(got.text + str(got.stop_string))
     else:
         assert (got.text, got.detail) == (without.text, without.detail)
 

@@ -98,7 +98,10 @@ class Decoder:
         self._draft = self._foresee if self._policy.solo is None else None
         self._blender = Blender(base, nudging, texts, request.sampling, seed)
         self._transcript = Transcript(
-            [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
+            [string.encode() for string in request.stop],
+            base.end_strings,
+            loop_guard=request.nudge.loop_guard,
+            is_shared=self._policy.solo is None,
         )
         self._clock = clock
         self._is_cancelled = is_cancelled

@@ -215,7 +215,10 @@ class MixtureDecoder:
             None if request.logprobs is None else TokenScorer(self._base.backend, self._reader, request.logprobs)
         )
         self._transcript = Transcript(
-            [string.encode() for string in request.stop], self._base.end_strings, loop_guard=request.nudge.loop_guard
+            [string.encode() for string in request.stop],
+            self._base.end_strings,
+            loop_guard=request.nudge.loop_guard,
+            is_shared=False,
         )
         self._drawn: deque[_Drawn] = deque()  # tokens that no piece has begun with yet
         self._clock = clock
