@@ -165,7 +165,7 @@ class Reference:
         return None
 
     def push(self, draft: Draft, ids: list[int], token: int) -> None:
-        top_prob = self.nudging.probe(ids).top_prob
+        top_prob = self.nudging.probe(ids).top_prob if self.rule is Rule.BET else math.nan
         draft.push(self.nudging.backend.piece(token), self.nudging.score(ids, token), top_prob)
         ids.append(token)
 
