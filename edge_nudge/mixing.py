@@ -18,9 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from edge_nudge.core.closing import Closing
 from edge_nudge.core.events import ModelUsage, Role
 from edge_nudge.core.mixture import Ensemble, Member, Mix, MixtureDecoder, ProxyTuning, check_vocabularies
 from edge_nudge.core.prompt import Prompt, encode_prompt, encode_raw
@@ -52,7 +52,7 @@ UNTUNED = "untuned"
 MOST_ALPHA = 100.0  # of proxy tuning; papers use 0.2 to 2
 
 
-class Mixture:
+class Mixture(Closing):
     """Two or three loaded models that write together. Close it, or use it in a with statement.
 
     `backends` are the models by name: "base", "nudging" and, for proxy tuning, "untuned"; they share a vocabulary.
@@ -78,14 +78,6 @@ class Mixture:
 
     def __repr__(self) -> str:
         return f"<Mixture {self.mix!r}: {', '.join(map(repr, self.backends.values()))}>"
-
-    def __enter__(self) -> Mixture:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free all models; closing twice is allowed."""

@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edge_nudge.core.answer import Answer as Answer
 from edge_nudge.core.blending import TextTable
+from edge_nudge.core.closing import Closing
 from edge_nudge.core.decoder import Decoder
 from edge_nudge.core.events import ModelUsage, Role, TokenScore
 from edge_nudge.core.foresight import Foresight
@@ -50,7 +50,7 @@ DEFAULT_CACHE_RAM = 512
 PROMPT_BATCH_S = 0.2  # of one batch of a prompt: so long a cancel may have to wait
 
 
-class Pair:
+class Pair(Closing):
     """Two loaded models. Close it, or use it in a with statement.
 
     `notes` are sentences a user should see once: what runs on a GPU and why; `threads` says how many and why;
@@ -92,14 +92,6 @@ class Pair:
 
     def __repr__(self) -> str:
         return f"<Pair {self.spec.name or 'custom'}: {self.base!r}, {self.nudging!r}>"
-
-    def __enter__(self) -> Pair:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free both models; closing twice is allowed."""

@@ -100,7 +100,7 @@ def results(*systems: SystemResult, tasks: Sequence[TaskAbout] = (), **more: obj
         "machine": "2 cores, 8 GiB",
         "pair": PAIR,
         "seed": 7,
-        "limit": {"sums": 50},
+        "limit": {"gsm8k": 50},
     }
     return Results.model_validate({**known, **more, "tasks": about, "systems": systems})
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_nudge.evaluate.choices import save_choice
 from edge_nudge.catalog.manifest import load_manifest, user_pairs_dir
 from edge_nudge.core.request import Rule, build_request
 from edge_nudge.errors import InputError
@@ -19,6 +18,7 @@ from edge_nudge.evaluate.calibration import (
     settings_to_try,
     systems_of,
 )
+from edge_nudge.evaluate.choices import save_choice
 from edge_nudge.evaluate.own import read_own
 from edge_nudge.evaluate.results import ItemResult, Results, SystemResult
 from edge_nudge.evaluate.rows import read_rows
@@ -127,6 +127,14 @@ def test_without_answers_the_usual_ratio_decides() -> None:
     assert (finding.recommended.gamma, finding.by, finding.is_change) == (0.3, "ratio", True)
     assert finding.points[0].score is None
     assert "alone" in finding.warnings[0]
+
+
+def test_a_few_prompts_change_nothing() -> None:
+    blank: list[float | None] = [None] * 9
+    finding = calibrate(found(nudged(0.3, blank, 14), nudged(0.4, blank, 30)), PRESENT)
+    assert not finding.is_change
+    assert "9 prompts are too few" in finding.reason
+    assert "30.0 % of the tokens" in finding.warnings[0]
 
 
 def test_a_pair_that_is_always_nudged_too_much_is_warned_of() -> None:

@@ -246,7 +246,8 @@ BAD_VALUES = [
     ),
     (
         "--base-prompt-format none",
-        "unknown base prompt format 'none': choose one of plain, qa, chat, urial, or write a Jinja template with {{ and }}",
+        "unknown base prompt format 'none': choose one of plain, qa, chat, urial, "
+        "or write a Jinja template with {{ and }}",
     ),
     (
         "--base-gpu-layers -2",

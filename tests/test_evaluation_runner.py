@@ -208,7 +208,9 @@ def test_a_system_with_its_own_format_is_loaded_for_itself(plan: Plan, spec: Pai
     assert [load["spec"].base_prompt_format for load in script.loads] == ["qa", "urial", "qa"]
     assert script.n_open == 0
     assert results.systems[1].settings == {"format": "urial"}
-    assert results.pair["base_prompt_format"] == "qa"  # the pair's own
+    base = results.pair["base"]
+    assert isinstance(base, dict)
+    assert base["prompt_format"] == "qa"  # the pair's own
 
 
 def test_half_limit_and_seed_choose_the_same_items_for_all(plan: Plan, spec: PairSpec, script: Script) -> None:

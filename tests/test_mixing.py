@@ -28,7 +28,7 @@ from edge_nudge.spec import plan_load
 from edge_nudge.testing import FakeBackend, hashed_scores
 
 native = pytest.mark.native
-SETTINGS: dict[str, Any] = {"max_tokens": 30, "loop_guard": False}
+SETTINGS: dict[str, Any] = {"max_tokens": 20, "loop_guard": False}
 QUESTION = "what is the way to the water"
 KV = dict.fromkeys(Role, "f16")
 
@@ -348,7 +348,7 @@ def test_an_ensemble_of_different_prompts_runs(itself: PairSpec, own_text: dict[
     assert isinstance(finished, Finished)
     assert "".join(piece.text for piece in pieces) not in ("", own_text["plain"], own_text["as nudging"])
     assert {piece.author for piece in pieces} == set(Role)
-    assert finished.usage.n_completion == sum(piece.n_tokens for piece in pieces) <= 30
+    assert finished.usage.n_completion == sum(piece.n_tokens for piece in pieces) <= 20
     assert finished.usage.base.n_prompt != finished.usage.nudging.n_prompt
 
 

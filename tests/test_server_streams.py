@@ -292,22 +292,21 @@ def test_a_bug_on_the_way_out_is_told_and_ends_its_own_answer(is_stream: bool, m
 # --- pings
 
 
-def test_a_long_prompt_is_accompanied_by_pings(gate: Gate) -> None:
-    limits = Limits(first_ping_s=0.02, ping_s=0.02)
-    timer = threading.Timer(0.3, gate.open)
-    timer.start()
-    with a_worker(gate) as worker:
-        (response,) = everything(worker, chat(stream=True, max_tokens=3), limits=limits)
-    timer.join()
-    assert response.status_code == 200
-    head, ping, *_ = response.text.split("\n\n")
-    assert '"role": "assistant"' in head
-    assert ping == ": ping"
-    assert response.text.count(": ping\n\n") > 1
-    assert events(response.text)[-1] == "[DONE]"
+def test_a_long_prompt_is_accompanied_by_pings(tmp_path: Path, gate: Gate) -> None:
+    with listening(tmp_path, load=gate, limits=Limits(first_ping_s=0.02, ping_s=0.02)) as server:
+        connection = server.connect()
+        send(connection, chat(stream=True, max_tokens=3))
+        head = read_until(connection, b": ping\n\n").partition(b": ping")[0]
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b'"role": "assistant"' in head
+        assert head.count(b"data: ") == 1
+        read_until(connection, b": ping\n\n")
+        gate.open()
+        read_until(connection, b"data: [DONE]\n\n")
+        connection.close()
 
 
-def test_an_error_behind_a_ping_is_an_event(gate: Gate) -> None:
+def test_an_error_behind_a_ping_is_an_event(tmp_path: Path, gate: Gate) -> None:
     def load() -> Pair:
         pair = gate()
 
@@ -317,14 +316,13 @@ def test_an_error_behind_a_ping_is_an_event(gate: Gate) -> None:
         pair.nudging.scores = broken  # type: ignore[method-assign]
         return pair
 
-    timer = threading.Timer(0.1, gate.open)
-    timer.start()
-    with a_worker(load) as worker:
-        (response,) = everything(worker, chat(stream=True), limits=Limits(first_ping_s=0.01, ping_s=0.01))
-    timer.join()
-    assert response.status_code == 200
-    assert ": ping" in response.text
-    assert events(response.text)[-1]["error"]["code"] == "internal_error"
+    with listening(tmp_path, load=load, limits=Limits(first_ping_s=0.01, ping_s=0.01)) as server:
+        connection = server.connect()
+        send(connection, chat(stream=True))
+        read_until(connection, b": ping\n\n")
+        gate.open()
+        read_until(connection, b'"code": "internal_error"')
+        connection.close()
 
 
 # --- the queue and the end

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_nudge.core.draft import Draft
 from edge_nudge.core.events import HandoffReason, Role
-from edge_nudge.core.loops import MIN_TOKENS, MIN_WORDS, LoopGuard
+from edge_nudge.core.loops import MIN_TOKENS, MIN_WORDS, LoopGuard, Repetition
 from edge_nudge.core.matching import StopMatcher
 from edge_nudge.core.transcript import Transcript, Unit, Verdict, cut_to_tokens
 from edge_nudge.core.words import MAX_CLUSTERS, first_word_end, whole_characters
@@ -202,19 +202,35 @@ def test_end_strings_count_only_inside_one_turn_of_the_base_model() -> None:
 SENTENCE = "one two three four five six seven eight nine ten eleven twelve thirteen."
 
 
-def test_a_repeated_sentence_is_never_shown() -> None:
-    transcript = Transcript()
-    shown = ""
-    verdict = Verdict.GO_ON
-    words = (SENTENCE + " ") * 3
-    for word in words.split(" "):
-        verdict = transcript.append(unit(word + " ", n_tokens=2))
+def said_again(author: Role, *, is_shared: bool = True, n_copies: int = 2) -> tuple[Verdict, str, str]:
+    """Return the last verdict, what was shown, and the text, where something stands between two copies of a sentence."""
+    transcript = Transcript(is_shared=is_shared)
+    shown, verdict = "", Verdict.GO_ON
+    words = f"{SENTENCE} Well, {(SENTENCE + ' ') * (n_copies - 1)}"
+    for word in words.split():
+        verdict = transcript.append(unit(word + " ", author, n_tokens=2))
         shown += "".join(piece.text for piece in transcript.show())
         if verdict is not Verdict.GO_ON:
             break
+    return verdict, shown, transcript.text.decode()
+
+
+def test_what_the_base_model_says_again_is_never_shown() -> None:
+    assert said_again(Role.BASE) == (Verdict.LOOP, f"{SENTENCE} Well, ", f"{SENTENCE} Well, ")
+
+
+@pytest.mark.parametrize(("author", "is_shared"), [(Role.NUDGING, True), (Role.NUDGING, False), (Role.BASE, False)])
+def test_who_would_end_the_answer_by_it_may_say_something_again(author: Role, is_shared: bool) -> None:
+    verdict, _, text = said_again(author, is_shared=is_shared)
+    assert (verdict, text) == (Verdict.GO_ON, f"{SENTENCE} Well, {SENTENCE} ")
+
+
+@pytest.mark.parametrize(("author", "is_shared"), [(Role.NUDGING, True), (Role.NUDGING, False), (Role.BASE, False)])
+def test_a_text_that_goes_round_is_cut_whoever_writes(author: Role, is_shared: bool) -> None:
+    """The second copy might have been the last; the third one follows it at once, and the fourth shows why."""
+    verdict, shown, text = said_again(author, is_shared=is_shared, n_copies=5)
     assert verdict is Verdict.LOOP
-    assert transcript.text.decode() == shown == SENTENCE + " "
-    assert transcript.loop_author is Role.BASE
+    assert shown == text == f"{SENTENCE} Well, {SENTENCE} "
 
 
 def test_a_repetition_that_turns_into_something_new_is_shown() -> None:
@@ -252,7 +268,7 @@ def test_the_run_is_the_longest_repeated_end_of_the_text(units: list[tuple[str, 
         n_old = len(text)
         starts.append((n_old, n_tokens))
         text += data.encode()
-        is_loop = guard.extend(text, n_old, n_tokens)
+        repetition = guard.extend(text, n_old, n_tokens)
         plain = bytes(text)
         found = [s for s, _ in starts if s >= floor and plain.find(plain[s:], 0, len(plain) - 1) >= 0]
         floor = found[0] if found else len(plain)
@@ -260,7 +276,9 @@ def test_the_run_is_the_longest_repeated_end_of_the_text(units: list[tuple[str, 
         n_run = sum(n for s, n in starts if s >= floor)
         run = plain[floor:]
         overlaps = any(plain.startswith(run, at) and at + len(run) > floor for at in range(floor))
-        assert is_loop == (bool(found) and n_run >= MIN_TOKENS and (overlaps or len(run.split()) > MIN_WORDS))
+        is_long = bool(found) and n_run >= MIN_TOKENS
+        assert (repetition is Repetition.CYCLE) == (is_long and overlaps)
+        assert (repetition is Repetition.AGAIN) == (is_long and not overlaps and len(run.split()) > MIN_WORDS)
 
 
 # --- the token limit

@@ -135,11 +135,11 @@ def _numbers(text: str | None) -> list[float]:
 
 
 def _finish(values: dict[str, Any], plan: Plan, spec: PairSpec, present: Setting, results: Any) -> None:
-    from edge_nudge.evaluate.choices import save_choice
     from edge_nudge.catalog.files import write_whole
     from edge_nudge.core.request import Rule
     from edge_nudge.evaluate.calibration import calibrate as find
-    from edge_nudge.evaluate.files import write_report
+    from edge_nudge.evaluate.choices import save_choice
+    from edge_nudge.evaluate.report import write_report
 
     found = find(results, present)
     write_whole(plan.folder / "calibration.json", found.model_dump_json(indent=1) + "\n")

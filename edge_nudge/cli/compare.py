@@ -8,7 +8,6 @@ Owns the options and the words of the finding. How files are written and verdict
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ from edge_nudge.errors import InputError
 if TYPE_CHECKING:
     from edge_nudge.evaluate.judge import JudgeSummary, Tally
 
-KEY_VARIABLE = "EDGE_NUDGE_JUDGE_KEY"
 _OF_JUDGE = ("judge_model", "first", "second")
 
 
@@ -92,6 +90,7 @@ def compare(context: click.Context, /, **values: Any) -> None:
 
 def _judged(values: dict[str, Any], folder: Path) -> JudgeSummary:
     from edge_nudge.evaluate.judge import judge
+    from edge_nudge.evaluate.judge_server import key_from_environment
     from edge_nudge.evaluate.runner import read_results
 
     shows = is_terminal(sys.stderr)
@@ -107,7 +106,7 @@ def _judged(values: dict[str, Any], folder: Path) -> JudgeSummary:
             values["second"] or "nudging",
             url=values["judge_url"],
             model=values["judge_model"],
-            key=os.environ.get(KEY_VARIABLE) or None,
+            key=key_from_environment(),
             folder=folder,
             on_progress=tell,
             tasks=values["task"] or None,

@@ -207,12 +207,12 @@ def _machine() -> str:
 
 
 def _report(plan: Plan, results: Results, values: dict[str, Any]) -> None:
-    from edge_nudge.evaluate.files import write_report
     from edge_nudge.evaluate.markdown import markdown_table
+    from edge_nudge.evaluate.report import write_report
     from edge_nudge.evaluate.summary import summarize
 
     summary = summarize(results)
-    files = write_report(results, plan.folder)
+    files = write_report(results, plan.folder, summary)
     if values["as_json"]:
         streams.write_out(summary.model_dump_json(indent=1) + "\n")
     else:
@@ -264,7 +264,7 @@ class Pace:
 
 
 def _duration(seconds: float) -> str:
-    minutes = int(seconds / 60 + 0.5)
-    if minutes < 1:
-        return f"{int(seconds + 0.5)} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

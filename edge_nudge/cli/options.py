@@ -148,7 +148,7 @@ def request_options(function: F) -> F:
             "--rule",
             type=click.Choice(RULES),
             metavar="RULE",
-            help=f"How sure is measured, or who writes alone: {', '.join(RULES)}; default: the pair's.",
+            help=f"How sure is measured, or who writes alone: {', '.join(RULES)}; default top_prob, or the pair's.",
         ),
         click.option(
             "--lookahead",

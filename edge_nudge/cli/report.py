@@ -87,7 +87,7 @@ def _evaluation(folder: Path, values: dict[str, Any]) -> None:
     if values["output"] is not None:
         raise InputError(f"{folder} is an evaluation: its pages lie in it, so -o has no meaning")
     from edge_nudge.cli.evaluate import need_extra
-    from edge_nudge.evaluate.files import write_report
+    from edge_nudge.evaluate.report import write_report
     from edge_nudge.evaluate.runner import read_results
 
     need_extra("the report of an evaluation")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
@@ -17,6 +16,7 @@ from edge_nudge.client.answer import Exchange
 from edge_nudge.client.calls import Call
 from edge_nudge.client.failures import FAILURES, connection_error
 from edge_nudge.client.target import find_target
+from edge_nudge.core.closing import Closing
 from edge_nudge.core.events import Event, Finished, TokenScore
 from edge_nudge.core.request import GenerateRequest, Message
 from edge_nudge.endpoint import Endpoint
@@ -24,7 +24,7 @@ from edge_nudge.endpoint import Endpoint
 T = TypeVar("T")
 
 
-class Stream(Iterator[Event]):
+class Stream(Iterator[Event], Closing):
     """The events of one answer; it is asked for when it is first iterated.
 
     `cancel`, from any thread or signal handler, ends it with Finished("cancelled"); `close` drops it at once. Both
@@ -37,14 +37,6 @@ class Stream(Iterator[Event]):
 
     def __next__(self) -> Event:
         return next(self._events)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def cancel(self) -> None:
         self._exchange.cancel()
@@ -74,7 +66,7 @@ class Stream(Iterator[Event]):
             yield exchange.broken_off(error)
 
 
-class Client:
+class Client(Closing):
     """The local API; without arguments that of the server which runs for this user.
 
     `endpoint`, `socket` (a path) or `url` name another one; `key` is for a url. Close it, or use it in a with
@@ -94,14 +86,6 @@ class Client:
         self._http = httpx.Client(
             **self.target.options(), transport=transport or httpx.HTTPTransport(**self.target.transport_options())
         )
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._http.close()

@@ -98,7 +98,10 @@ class Decoder:
         self._draft = self._foresee if self._policy.solo is None else None
         self._blender = Blender(base, nudging, texts, request.sampling, seed)
         self._transcript = Transcript(
-            [string.encode() for string in request.stop], base.end_strings, loop_guard=request.nudge.loop_guard
+            [string.encode() for string in request.stop],
+            base.end_strings,
+            loop_guard=request.nudge.loop_guard,
+            is_shared=self._policy.solo is None,
         )
         self._clock = clock
         self._is_cancelled = is_cancelled
@@ -385,9 +388,5 @@ class Decoder:
     def _counted(self, pieces: list[Piece]) -> Iterator[Piece]:
         """Yield what is shown now, counting it."""
         for piece in pieces:
-            if self.usage.first_piece_s is None:
-                self.usage.first_piece_s = self._clock() - self._started
-            usage = self.usage.of(piece.author)
-            usage.n_written += piece.n_tokens
-            usage.n_chars += len(piece.text)
+            self.usage.count(piece, self._clock, self._started)
             yield piece

@@ -9,6 +9,7 @@ Owns the event types and the totals. Never decides anything and never touches a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
@@ -150,6 +151,14 @@ class Usage:
 
     def of(self, role: Role) -> ModelUsage:
         return self.base if role is Role.BASE else self.nudging
+
+    def count(self, piece: Piece, clock: Callable[[], float], started: float) -> None:
+        """Count a piece that is shown; `clock` is asked for the first one only."""
+        if self.first_piece_s is None:
+            self.first_piece_s = clock() - started
+        usage = self.of(piece.author)
+        usage.n_written += piece.n_tokens
+        usage.n_chars += len(piece.text)
 
     @property
     def n_completion(self) -> int:

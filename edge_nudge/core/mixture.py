@@ -215,7 +215,10 @@ class MixtureDecoder:
             None if request.logprobs is None else TokenScorer(self._base.backend, self._reader, request.logprobs)
         )
         self._transcript = Transcript(
-            [string.encode() for string in request.stop], self._base.end_strings, loop_guard=request.nudge.loop_guard
+            [string.encode() for string in request.stop],
+            self._base.end_strings,
+            loop_guard=request.nudge.loop_guard,
+            is_shared=False,
         )
         self._drawn: deque[_Drawn] = deque()  # tokens that no piece has begun with yet
         self._clock = clock
@@ -329,9 +332,5 @@ class MixtureDecoder:
     def _counted(self, pieces: list[Piece]) -> Iterator[Piece]:
         """Yield what is shown now, counting it."""
         for piece in pieces:
-            if self.usage.first_piece_s is None:
-                self.usage.first_piece_s = self._clock() - self._started
-            usage = self.usage.of(piece.author)
-            usage.n_written += piece.n_tokens
-            usage.n_chars += len(piece.text)
+            self.usage.count(piece, self._clock, self._started)
             yield piece

@@ -165,7 +165,7 @@ class Reference:
         return None
 
     def push(self, draft: Draft, ids: list[int], token: int) -> None:
-        top_prob = self.nudging.probe(ids).top_prob
+        top_prob = self.nudging.probe(ids).top_prob if self.rule is Rule.BET else math.nan
         draft.push(self.nudging.backend.piece(token), self.nudging.score(ids, token), top_prob)
         ids.append(token)
 
@@ -357,8 +357,10 @@ class Reference:
         run = text[start:]
         n_tokens = sum(len(unit.token_starts) for unit in self.units[repeated[0] :])
         overlaps = any(text.startswith(run, at) and at + len(run) > start for at in range(start))
-        if n_tokens >= MIN_TOKENS and (overlaps or len(run.split()) > MIN_WORDS):
-            author = self.units[repeated[0]].author
+        author = self.units[repeated[0]].author
+        is_shared = make_policy(self.request.nudge).solo is None
+        is_base_again = author is Role.BASE and is_shared and len(run.split()) > MIN_WORDS
+        if n_tokens >= MIN_TOKENS and (overlaps or is_base_again):
             self.cut(start)
             if author is Role.NUDGING:
                 raise Finish(FinishDetail.LOOP)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from edge_nudge.core.events import HandoffReason, Piece, Role, TokenScore
-from edge_nudge.core.loops import LoopGuard
+from edge_nudge.core.loops import LoopGuard, Repetition
 from edge_nudge.core.matching import StopMatcher
 from edge_nudge.core.token_scores import split_tokens
 from edge_nudge.core.words import whole_characters
@@ -55,7 +55,12 @@ class Transcript:
     """One growing answer."""
 
     def __init__(
-        self, stop: Sequence[bytes] = (), end_strings: Sequence[bytes] = (), *, loop_guard: bool = True
+        self,
+        stop: Sequence[bytes] = (),
+        end_strings: Sequence[bytes] = (),
+        *,
+        loop_guard: bool = True,
+        is_shared: bool = True,
     ) -> None:
         self._text = bytearray()
         self._n_shown = 0
@@ -63,6 +68,7 @@ class Transcript:
         self._stops = StopMatcher(stop)
         self._ends = StopMatcher(end_strings)
         self._loops = LoopGuard() if loop_guard else None
+        self._is_shared = is_shared
         self._turn_start: int | None = None  # where the base model's turn began, None in a nudging turn
         self.n_tokens = 0  # accepted, of both writers
         self.stop_string: str | None = None
@@ -98,12 +104,23 @@ class Transcript:
             if match is not None:
                 self.cut(match.start)
                 return Verdict.TURN_END
-        if self._loops is not None and self._loops.extend(self._text, n_old, len(unit.token_starts)):
-            start = self._loops.start
-            self.loop_author = self._author_at(start)
-            self.cut(start)
-            return Verdict.LOOP
+        if self._loops is not None:
+            repetition = self._loops.extend(self._text, n_old, len(unit.token_starts))
+            if repetition is not Repetition.NONE and self._is_loop(repetition, self._loops.start):
+                self.cut(self._loops.start)
+                return Verdict.LOOP
         return Verdict.GO_ON
+
+    def _is_loop(self, repetition: Repetition, start: int) -> bool:
+        """Tell whether a repetition is cut, and note who began it.
+
+        A cycle is, whoever writes. What the base model says again costs nothing: the nudging model goes on instead. To
+        cut what the nudging model says again would end the answer, and half of such answers are not at their end.
+        """
+        self.loop_author = self._author_at(start)
+        if repetition is Repetition.CYCLE:
+            return True
+        return self._is_shared and self.loop_author is Role.BASE
 
     def cut(self, end: int) -> None:
         """Drop everything from offset `end` on; nothing of it has been shown."""

@@ -18,7 +18,6 @@ import struct
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import llama_cpp
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_nudge.core.backend import ModelInfo
+from edge_nudge.core.closing import Closing
 from edge_nudge.engine import loading, native
 from edge_nudge.engine.fitting import check_kv_type
 from edge_nudge.engine.vocabulary import NativeVocabulary
@@ -40,7 +40,7 @@ _decode = native.prototype(llama_cpp.llama_decode, ctypes.c_int32, ctypes.c_void
 _logits_ith = native.prototype(llama_cpp.llama_get_logits_ith, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
-class LlamaBackend:
+class LlamaBackend(Closing):
     """A Backend on a GGUF file; see core/backend.py for the contract.
 
     `offload` is a sentence that says what runs on a GPU and why; `n_gpu_layers` how many layers really do;
@@ -178,14 +178,6 @@ class LlamaBackend:
     def __repr__(self) -> str:
         state = "closed" if not self._free.alive else f"{len(self._ids)} of {self._info.n_ctx} cached"
         return f"<LlamaBackend {self._info.name}: {state}>"
-
-    def __enter__(self) -> LlamaBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def weights(self) -> loading.Weights:

@@ -18,7 +18,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from enum import Enum
-from fractions import Fraction
+
+from edge_nudge.evaluate.numbers import concluded_number, number_at, value_of
+from edge_nudge.evaluate.parts import Found, parts_of, sentences_of
 
 
 class Kind(str, Enum):
@@ -32,9 +34,6 @@ class Kind(str, Enum):
     LETTERS = "letters"
     TEXT = "text"  # any words: the right answer is one that has them
 
-
-Found = tuple[int, str] | None  # where it begins, and what it is
-MAX_NUMBER_CHARS = 40
 
 # Every repetition below is bounded or cannot be split in two ways: a text without an answer costs no more than others.
 _LATEX = (
@@ -68,31 +67,7 @@ _LEAD = re.compile(
 )
 _NOUN = re.compile(r"\s(?!(?:and|or|is|as|because|since)\b)\w")
 _NOT_PLAUSIBLE_MARK = re.compile(r"\banswer\b[*\"]{0,3}\s(?:is|:)\s{1,3}(?=not\b)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n|(?<=[.!?][*\")])\s|;")
 _DECORATION = "*_`\"'$\\({[<#~ \t\n>:"
-_NUM = r"(?:-?\$\s?-?|-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+"
-_NUMBER = re.compile(
-    rf"(?<![\w.,/])(?<![A-Za-z]-)(?<!\d:)(?:{_NUM})(?:/\d+)?(?!/?\d|[.,:]\d|(?:st|nd|rd|th)\b)",
-    re.ASCII | re.IGNORECASE,
-)
-_OPERATOR = r"\s?(?:[-+*/×÷^]|x(?=[\s\d]))\s?\$?\d"
-_RESULT = re.compile(rf"[=≈][\s$*\\(\[{{]*({_NUMBER.pattern})(?!{_OPERATOR})(?!\s?=)", re.ASCII | re.IGNORECASE)
-_SUM = re.compile(_OPERATOR, re.ASCII)
-_BETWEEN = re.compile(r"[)\]]?(?:\s[^\W\d_]{1,20}){0,2}\s?[-+*/×÷^x]\s?")  # two numbers of a sum that is not worked out
-_BOLD = re.compile(rf"\*\*\s?({_NUMBER.pattern})", re.ASCII | re.IGNORECASE)
-_STEP = re.compile(r"\bstep\s?#?\d{1,3}\b", re.ASCII | re.IGNORECASE)
-_LISTED = re.compile(r"^[^\w\n]{0,9}(\d{1,3})[.):]{1,2}(?=[ \t]{1,9}\S)", re.ASCII | re.MULTILINE)
-_FINISHED = re.compile(r"(?:[.!?)}\]*\"$%]\s?|\d(?:\s[^\W\d_]{1,20}){0,2})$", re.ASCII)
-_ONES = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SPELLED = re.compile(
-    rf"\b(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES[1:10])}))?|({'|'.join(reversed(_ONES))}))\b"
-    r"(?!\s(?:hundred|thousand|million|of)\b)",
-    re.IGNORECASE,
-)
 # "no" before a noun ("no evidence") is no answer
 _YES_NO = re.compile(
     r"\b(?:(yes)|(no)(?![-'])"
@@ -156,7 +131,7 @@ def _is_all(kind: Kind, line: str, start: int) -> bool:
     """Tell whether a line behind "Answer:" is the answer, and not the beginning of a solution."""
     if re.search(r"\w", line[:start]):
         return False
-    n_words = len(_parts(line)[0][1].split())
+    n_words = len(parts_of(line)[0][1].split())
     return {
         Kind.NUMBER: n_words <= 5 and "=" not in line,
         Kind.LETTERS: n_words == 1 or not line[start:].startswith(tuple(_WORD.findall(line)[:1])),
@@ -168,8 +143,8 @@ def is_right(kind: Kind, found: str | None, gold: str) -> bool:
     if found is None:
         return False
     if kind is Kind.NUMBER:
-        value = _value(found)
-        return value is not None and value == _value(gold)
+        value = value_of(found)
+        return value is not None and value == value_of(gold)
     if kind is Kind.TEXT:
         return _has(_folded(found), _folded(gold).rstrip(".,"))
     return found.casefold() == _gold(kind, gold).casefold()
@@ -177,13 +152,13 @@ def is_right(kind: Kind, found: str | None, gold: str) -> bool:
 
 def kind_of_gold(gold: str) -> Kind:
     """Return what kind of thing a right answer is: a number, or words."""
-    return Kind.TEXT if _value(gold.strip()) is None else Kind.NUMBER
+    return Kind.TEXT if value_of(gold.strip()) is None else Kind.NUMBER
 
 
 def is_answer(kind: Kind, gold: str) -> bool:
     """Tell whether a right answer has the form that answers are found in: no other can ever be given."""
     if kind is Kind.NUMBER:
-        return _value(gold) is not None
+        return value_of(gold) is not None
     if kind is Kind.TEXT:
         return _folded(gold).strip(".,") != ""
     if kind is Kind.LETTERS:
@@ -197,15 +172,6 @@ def is_answer(kind: Kind, gold: str) -> bool:
 def _gold(kind: Kind, gold: str) -> str:
     """Return a right answer in the form that `find_answer` gives: some sets say true for yes."""
     return {"true": "yes", "false": "no"}.get(gold.casefold(), gold) if kind is Kind.YES_NO else gold
-
-
-def _value(text: str) -> Fraction | None:
-    """Return the value of a number as `find_answer` gives it, None for anything else."""
-    text = text.replace(",", "")
-    if len(text) > MAX_NUMBER_CHARS or not re.fullmatch(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:/0*[1-9]\d*)?", text, re.ASCII):
-        return None
-    over, _, under = text.partition("/")
-    return Fraction(over) / int(under or 1)
 
 
 def _plain(text: str) -> str:
@@ -236,73 +202,6 @@ def _marked(kind: Kind, text: str) -> Iterator[tuple[str, bool]]:
         yield line, groups.get("weak") is not None
 
 
-def _sentences(text: str) -> list[str]:
-    return [part for part in _SENTENCE_END.split(text) if part.strip()]
-
-
-def _parts(line: str) -> list[tuple[int, str]]:
-    """Return the first sentence of a line, and the line, with where they begin."""
-    first = _SENTENCE_END.search(line.rstrip())
-    return [(0, line[: first.start()]), (0, line)] if first else [(0, line)]
-
-
-def _clean(number: str) -> str | None:
-    number = re.sub(r"[\s$,]", "", number)
-    number = number if re.search(r"/0+$", number) is None else number.partition("/")[0]
-    return number if len(number) <= MAX_NUMBER_CHARS else None
-
-
-def _number_at(line: str, choices: Sequence[str]) -> Found:
-    """Take the first number ("18 dollars, 3 more than"), or what a sum comes to; a sum without its result is none."""
-    for start, part in _parts(line):
-        first = _NUMBER.search(part)
-        results = list(_RESULT.finditer(part))
-        if first is not None:
-            if not results and _SUM.match(part, first.end()):
-                return None
-            number = _clean(results[-1].group(1) if results else first.group())
-            return None if number is None else (start + first.start(), number)
-        if (spelled := _SPELLED.search(part)) is not None:
-            return start + spelled.start(), _spelled(spelled)
-    return None
-
-
-def _spelled(match: re.Match[str]) -> str:
-    tens, ones, small = (group and group.casefold() for group in match.groups())
-    if small:
-        return str(_ONES.index(small))
-    return str(20 + 10 * _TENS.index(tens or "") + (_ONES.index(ones) if ones else 0))
-
-
-def _number(text: str, choices: Sequence[str]) -> str | None:
-    """In the last sentence with a number: what a sum comes to, else what is bold, else the last one."""
-    places = [int(match.group(1)) for match in _LISTED.finditer(text)]
-    if _breaks_off(text, places[-1:]):
-        return None
-    text = _STEP.sub(" ", text)
-    if len(places) > 1 or 1 in places:
-        text = _LISTED.sub(" ", text)
-    for sentence in reversed(_sentences(text)):
-        numbers = list(_NUMBER.finditer(sentence))
-        if not numbers:
-            continue
-        for pattern in (_RESULT, _BOLD):
-            if found := list(pattern.finditer(sentence)):
-                return _clean(found[-1].group(1))
-        between = sentence[numbers[-2].end() : numbers[-1].start()] if len(numbers) > 1 else ""
-        return None if _BETWEEN.fullmatch(between) else _clean(numbers[-1].group())
-    return None
-
-
-def _breaks_off(text: str, last_place: list[int]) -> bool:
-    """Tell whether a text of some length ends in the middle of a sentence, or where a step should begin."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if sum(re.search(r"\w", part) is not None for part in _sentences(_STEP.sub(" ", text))) < 3:
-        return False
-    is_next = any(re.fullmatch(rf"\W{{0,9}}{place + 1}[.)]?", lines[-1]) for place in last_place)
-    return is_next or _STEP.search(lines[-1][-12:]) is not None or _FINISHED.search(lines[-1]) is None
-
-
 def _span(choices: Sequence[str]) -> str:
     return "".join(chr(ord("A") + i) for i in range(min(len(choices), 26)))
 
@@ -312,7 +211,7 @@ def _choice_at(line: str, choices: Sequence[str]) -> Found:
     if not span:
         return None
     either = span + span.lower()
-    for _, part in _parts(line):
+    for _, part in parts_of(line):
         start = len(part) - len(part.lstrip(_DECORATION))
         if (leads := _LEAD.match(part, start)) is not None:
             start = leads.end()
@@ -366,7 +265,7 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
         + ("" if is_list else rf"|^[^\w\n]{{0,6}}([{span}])[*]{{0,2}}[.):](?=[\s*]|$)"),
         re.MULTILINE,
     )
-    sentences = _sentences(text)
+    sentences = sentences_of(text)
     for part in (sentences[-1] if sentences else "", text):
         found: set[str] = {next(filter(None, m.groups())).upper() for m in mention.finditer(part)}
         if len(found) == 1:
@@ -402,7 +301,7 @@ def _folded(text: str) -> str:
 
 
 def _yes_no_at(line: str, choices: Sequence[str]) -> Found:
-    for _, part in _parts(line):
+    for _, part in parts_of(line):
         for pattern in (_YES_NO, _TRUE_FALSE):
             if (match := pattern.search(_NOT_TRUE.sub("false", part))) is not None:
                 return match.start(), "yes" if match.group(1) else "no"
@@ -410,7 +309,7 @@ def _yes_no_at(line: str, choices: Sequence[str]) -> Found:
 
 
 def _yes_no(text: str, choices: Sequence[str]) -> str | None:
-    sentences = _sentences(text)
+    sentences = sentences_of(text)
     if sentences and (verdict := _VERDICT.fullmatch(sentences[-1])) is not None:
         return "yes" if verdict.group(1) else "no"
     for pattern in (_YES_NO, _TRUE_FALSE):
@@ -489,7 +388,7 @@ def _letters(text: str, choices: Sequence[str]) -> str | None:
 
 
 _FINDERS: dict[Kind, tuple[Callable[[str, Sequence[str]], Found], Callable[[str, Sequence[str]], str | None]]] = {
-    Kind.NUMBER: (_number_at, _number),
+    Kind.NUMBER: (number_at, concluded_number),
     Kind.CHOICE: (_choice_at, _choice),
     Kind.YES_NO: (_yes_no_at, _yes_no),
     Kind.PLAUSIBLE: (_plausible_at, _plausible),

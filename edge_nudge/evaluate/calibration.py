@@ -41,6 +41,7 @@ GRIDS: Mapping[str, tuple[float, ...]] = {
 }
 # By characters, of the paper's published answers: 10, 12 and 17 % for its three families of models.
 USUAL_RATIO = 0.13
+LEAST_PROMPTS = 10  # the ratio of a single answer can be anything
 
 
 class _Part(BaseModel):
@@ -115,6 +116,9 @@ def settings_to_try(rules: Sequence[str], gammas: Sequence[float], present: Sett
         raise InputError(
             f"thresholds of {len(rules)} rules cannot be given as one list: name one rule, or no thresholds"
         )
+    high = [gamma for gamma in gammas if gamma > 1 and rules[0] != Rule.ENTROPY.value]
+    if high:
+        raise InputError(f"gamma {high[0]:g} is no threshold for {rules[0]}: it lies between 0 and 1")
     found = [Setting(rule=rule, gamma=gamma) for rule in rules for gamma in (gammas or GRIDS[rule])]
     return sorted({*found, present}, key=lambda setting: (setting.rule != present.rule, setting.rule, setting.gamma))
 
@@ -197,6 +201,10 @@ def _by_ratio(points: list[Point], present: Setting) -> Calibration:
         )
         return _calibration(points, present, now, "ratio", reason, [warning], [])
     best = min(usable, key=lambda point: (abs(point.ratio_chars - USUAL_RATIO), point.setting != present))
+    if best.n < LEAST_PROMPTS and best.setting != present:
+        now = next(point for point in points if point.setting == present)
+        reason = f"{best.n} prompts are too few to change anything for {best.setting}: give {LEAST_PROMPTS} or more"
+        return _calibration(points, present, now, "ratio", reason, _ratio_warning(now), [])
     reason = (
         f"with {best.setting} the nudging model writes {_percent(best.ratio_chars)} of the characters, nearest to the "
         f"{_percent(USUAL_RATIO)} of the method's published answers"

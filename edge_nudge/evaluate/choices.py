@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_nudge.catalog.fields import NAME, parse_manifest
+from edge_nudge.catalog.fields import NAME, parse_toml, validate_manifest
 from edge_nudge.catalog.files import write_whole
 from edge_nudge.catalog.manifest import list_manifests, load_manifest, user_pairs_dir
 from edge_nudge.core.request import Rule
@@ -41,7 +41,7 @@ def save_choice(spec: PairSpec, name: str, rule: Rule, gamma: float) -> Path:
     document["gamma"] = round(gamma, 6)
     text = tomlkit.dumps(document)
     if "extends" not in document:
-        parse_manifest(text, where=str(path))
+        validate_manifest({"name": name, **parse_toml(text, where=str(path))}, where=str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_SYSTEMS = 16
 MAX_TASKS = 12
-MAX_LABEL = 28  # characters
+MAX_LABEL = 34  # characters
 MAX_GAMMA = 1e6  # beyond, it is no threshold of anything, and axes overflow
 WIDTH_IN = 5.4  # of a phone: its text is as large there as on a desk
 ROW_IN = 0.2
@@ -301,7 +301,8 @@ def _legend(figure: Figure, shown: dict[str, Any]) -> None:
 def _label(text: str) -> str:
     """Make a text one that the font can draw; matplotlib would hide what begins with a line."""
     text = one_line(text)
-    text = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
+    if len(text) > MAX_LABEL:  # systems often differ in their last setting
+        text = f"{text[: MAX_LABEL // 2]}…{text[1 - MAX_LABEL // 2 :]}"
     drawn = "".join(character if ord(character) in _characters() else BOX for character in text)
     return f" {drawn}" if drawn.startswith("_") else drawn
 

@@ -30,6 +30,7 @@ from typing import ClassVar
 from filelock import FileLock, Timeout
 
 from edge_nudge import endpoint as endpoints
+from edge_nudge.core.closing import Closing
 from edge_nudge.errors import EdgeNudgeError, InputError
 
 DEFAULT_PORT = 16834
@@ -61,7 +62,7 @@ class Wanted:
     key: str | None = field(default=None, repr=False)
 
 
-class Listeners:
+class Listeners(Closing):
     """Open sockets and the names that are to be removed with them. Close it, or use it in a with statement."""
 
     def __init__(self, key: str | None) -> None:
@@ -76,12 +77,6 @@ class Listeners:
 
     def __repr__(self) -> str:
         return f"<Listeners {', '.join(self.addresses)}>"
-
-    def __enter__(self) -> Listeners:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def addresses(self) -> list[str]:

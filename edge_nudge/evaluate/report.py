@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_nudge.errors import InputError
 from edge_nudge.evaluate.results import Results
 from edge_nudge.report.output import Kind, Output
+
+if TYPE_CHECKING:
+    from edge_nudge.evaluate.summary import Summary
 
 SUMMARY_NAME, MARKDOWN_NAME, PAGE_NAME = "summary.json", "report.md", "report.html"
 SUMMARY = Kind("summary of an evaluation", b'{\n  "format": "edge-nudge evaluation summary"')
@@ -22,16 +26,17 @@ MARKDOWN = Kind("report of an evaluation", b"<!-- edge-nudge: the report of an e
 PAGE = Kind("page of an evaluation", b"<!DOCTYPE html>\n<!-- edge-nudge: the page of an evaluation -->")
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
+def write_report(results: Results, folder: Path, summary: Summary | None = None) -> list[Path]:
     """Write the summary, the tables and the page, and return their paths.
 
+    `summary` is that of `summarize`, from somebody who has it already: it takes seconds.
     Raises InputError where a file cannot be written, or scipy or matplotlib is not installed.
     """
     from edge_nudge.evaluate.markdown import markdown_report
     from edge_nudge.evaluate.page import render_evaluation
     from edge_nudge.evaluate.summary import summarize
 
-    summary = summarize(results)
+    summary = summary or summarize(results)
     document = json.dumps(summary.model_dump(mode="json"), indent=2, allow_nan=False)
     made = [
         (SUMMARY_NAME, f"{document}\n", SUMMARY),
