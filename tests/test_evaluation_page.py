@@ -211,7 +211,7 @@ def test_there_is_a_verdict_over_all_tasks_only_where_there_are_several() -> Non
         (Results(), "there are no answers: nothing can be computed"),
         (unscored(), "no answer has a score: nothing is compared, and there is no verdict"),
         (results(system("base", {"t": [1.0]})), "no system is nudged: there is no verdict"),
-        (one_item(), "T: n = 1 is too small: no difference, however large, could be told here"),
+        (one_item(), "too few items to tell any difference, however large: T (n = 1)"),
         (
             results(
                 system("base", {"t": [1.0]}),
@@ -221,7 +221,7 @@ def test_there_is_a_verdict_over_all_tasks_only_where_there_are_several() -> Non
         ),
         (
             results(system("base", {}, items=[item("t", str(i), 1.0, finish_detail="max_tokens") for i in range(4)])),
-            "T, base: 4 of 4 answers (100 %) were cut at the limit of tokens",
+            "base: answers cut at the limit of tokens: T 100 %",
         ),
     ],
 )
@@ -231,11 +231,11 @@ def test_a_reader_is_warned(given: Results, said: str) -> None:
 
 def test_a_small_n_is_said_with_the_difference_that_it_could_show() -> None:
     warnings = summarize(large(40)).warnings
-    (text,) = (text for text in warnings if text.startswith("GSM8K: n = 40 is small"))
-    found = re.search(r"a true difference below about (\d+) points would often be missed", text)
+    (text,) = (text for text in warnings if text.startswith("few items: a true difference would often be missed"))
+    found = re.search(r"GSM8K below (\d+) points \(n = 40\), ARC challenge below", text)
     assert found is not None
     assert 20 <= int(found[1]) <= 60
-    assert not any("is small" in text for text in summarize(helping(400)).warnings)
+    assert not any(text.startswith("few items") for text in summarize(helping(400)).warnings)
 
 
 # --- Markdown

@@ -140,33 +140,32 @@ def _left_out(summary: Summary) -> Iterator[str]:
 
 
 def _too_small(summary: Summary) -> Iterator[str]:
-    """Warn of each task where a difference worth knowing would often be missed."""
+    """Warn of the tasks where a difference worth knowing would often be missed."""
     titles = _titles(summary)
     nudged = {system.name for system in summary.systems if system.is_nudged}
+    few, small = [], []
     for task in summary.scored_tasks:
         cells = [cell for cell in summary.cells if cell.task == task.name and cell.system in nudged]
         found = [comparison for cell in cells for comparison in cell.comparisons if comparison.outcome == "same"]
-        if not found:
-            continue
-        worst = max(found, key=lambda comparison: comparison.detectable)
-        if worst.detectable > 1:
-            yield f"{titles[task.name]}: n = {worst.n} is too small: no difference, however large, could be told here"
-        elif worst.detectable > TELLING:
-            yield (
-                f"{titles[task.name]}: n = {worst.n} is small: a true difference below about {detectable(worst)} "
-                f"would often be missed (found in 4 of 5 such evaluations from there on)"
-            )
+        worst = max(found, key=lambda comparison: comparison.detectable, default=None)
+        if worst is not None and worst.detectable > 1:
+            few.append(f"{titles[task.name]} (n = {worst.n})")
+        elif worst is not None and worst.detectable > TELLING:
+            small.append(f"{titles[task.name]} below {detectable(worst)} (n = {worst.n})")
+    if few:
+        yield f"too few items to tell any difference, however large: {', '.join(few)}"
+    if small:
+        yield f"few items: a true difference would often be missed (in more than one of five runs): {', '.join(small)}"
 
 
 def _cut(summary: Summary) -> Iterator[str]:
     titles = _titles(summary)
-    for cell in summary.cells:
-        n_cut = cell.cost.finish.get("max_tokens", 0)
-        if n_cut > CUT_SHARE * cell.cost.n:
-            yield (
-                f"{titles[cell.task]}, {one_line(cell.system)}: {n_cut} of {cell.cost.n} answers "
-                f"({share(n_cut / cell.cost.n, 0)}) were cut at the limit of tokens"
-            )
+    for system in summary.systems:
+        cells = [cell for cell in summary.cells if cell.system == system.name]
+        shares = [(cell, cell.cost.finish.get("max_tokens", 0) / cell.cost.n) for cell in cells]
+        found = [f"{titles[cell.task]} {share(part, 0)}" for cell, part in shares if part > CUT_SHARE]
+        if found:
+            yield f"{one_line(system.name)}: answers cut at the limit of tokens: {', '.join(found)}"
 
 
 def _titles(summary: Summary) -> dict[str | None, str]:
