@@ -11,6 +11,7 @@ import pytest
 from cli_fakes import B, Ended, Invoke, N, Script, fake_pair, invoker
 
 from edge_nudge.catalog.manifest import load_manifest, user_pairs_dir
+from edge_nudge.cli import report
 from edge_nudge.cli.evaluate import DEFAULT_SYSTEMS, Pace
 from edge_nudge.evaluate import runner
 from edge_nudge.evaluate.plan import DEFAULT_SYSTEMS as PLANNED_SYSTEMS
@@ -179,7 +180,8 @@ def test_pages_are_made_anew(
     assert ended.code == 0
     assert page.read_text() == before
     assert "has no meaning" in invoke("report", str(tmp_path / "out"), "-o", "x.html").error
-    assert "run edge-nudge eval first" in invoke("report", str(tmp_path)).error
+    assert "cannot be read" in invoke("report", str(tmp_path)).error
+    assert report.RESULTS_FILE == runner.RESULTS_FILE
 
 
 def test_answers_are_put_side_by_side(

@@ -21,6 +21,7 @@ from edge_nudge.cli.verbosity import show_log
 from edge_nudge.errors import InputError
 
 STDOUT = "-"
+RESULTS_FILE = "results.json"  # of an evaluation: evaluate/runner.py
 
 
 @click.command(short_help="Make a page of a recorded answer, or of an evaluation.")
@@ -52,7 +53,7 @@ def report(**values: Any) -> None:
     """
     show_log(values["verbose"])
     trace_path = Path(values["file"])
-    if trace_path.is_dir():
+    if (trace_path / RESULTS_FILE).is_file():
         _evaluation(trace_path, values)
         return
     output = _output(trace_path, values["output"])
