@@ -203,7 +203,7 @@ SENTENCE = "one two three four five six seven eight nine ten eleven twelve thirt
 
 
 def said_again(author: Role, *, is_shared: bool = True, n_copies: int = 2) -> tuple[Verdict, str, str]:
-    """Return the last verdict, what was shown, and the text, where something stands between two copies of a sentence."""
+    """Return the last verdict, what was shown and the text; something stands between two copies of a sentence."""
     transcript = Transcript(is_shared=is_shared)
     shown, verdict = "", Verdict.GO_ON
     words = f"{SENTENCE} Well, {(SENTENCE + ' ') * (n_copies - 1)}"
