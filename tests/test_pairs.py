@@ -193,7 +193,7 @@ def test_a_user_s_pair_comes_before_a_shipped_one_of_its_name(config: Path) -> N
     [
         ('extends = "nothing"', "extends: is 'nothing', the shipped pairs are demo, "),
         ("extends = 5", "extends: is 5"),
-        ('extends = "demo"\ngamma = 2.0', "gamma: Input should be less than or equal to 1"),
+        ('extends = "demo"\ngamma = 2.0', "gamma: is 2, for rule top_prob it is at most 1"),
         ('extends = "demo"\n[base]\nprompt_format = 3', "base.prompt_format: "),
         ('extends = "demo"\n[base.source]\nkind = "hub"\nrepo = "nobody"', "base.source.repo: "),
         ('extends = "demo"\n[base.source]\nrepo = "a/b"', "base.source.kind: Field required"),

@@ -177,7 +177,7 @@ def test_joined_tokens_are_the_answer_in_thousands_of_worlds() -> None:
         for piece in pieces_of(events):
             n_rests += sum(token.is_rest for token in piece.tokens)
             n_cut += sum(token.data != backends[piece.author].piece(token.id) for token in piece.tokens)
-    assert n_rests > 1000
+    assert n_rests > 500
     assert n_cut > 2 * n_rests  # stop strings and seams too
 
 
@@ -312,7 +312,7 @@ def test_without_the_setting_no_token_is_scored(monkeypatch: pytest.MonkeyPatch)
     def never(*_: object) -> None:
         raise AssertionError("nothing is scored where nobody asked for it")
 
-    monkeypatch.setattr(Writer, "score", never)
+    monkeypatch.setattr(TokenScorer, "score", never)
     for number in range(7300, 7310):
         events = list(random_world(number, logprobs=None).decoder().run())
         assert tokens_of(events) == []

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from edge_nudge.core.request import Rule, describe
 from edge_nudge.errors import InputError
@@ -222,13 +222,20 @@ class PairManifest(BaseModel):
     base: BaseModelEntry
     nudging: NudgingModelEntry
 
-    @model_validator(mode="after")
-    def _two_models_share_the_answers(self) -> PairManifest:
-        if self.rule in (Rule.BASE_ONLY, Rule.NUDGING_ONLY):
-            raise ValueError(f"rule is {self.rule.value}: a pair's rule lets both models write")
-        if self.rule is not Rule.ENTROPY and self.gamma > 1.0:
-            raise ValueError(f"gamma is {self.gamma}: for rule {self.rule.value} it is at most 1")
-        return self
+    @field_validator("rule")
+    @classmethod
+    def _lets_both_models_write(cls, rule: Rule) -> Rule:
+        if rule in (Rule.BASE_ONLY, Rule.NUDGING_ONLY):
+            raise ValueError(f"{rule.value} lets one model write everything: a pair's rule lets both")
+        return rule
+
+    @field_validator("gamma")
+    @classmethod
+    def _is_on_the_scale_of_its_rule(cls, gamma: float, info: ValidationInfo) -> float:
+        rule = info.data.get("rule")
+        if gamma > 1.0 and rule is not None and rule is not Rule.ENTROPY:
+            raise ValueError(f"is {gamma:g}, for rule {rule.value} it is at most 1")
+        return gamma
 
     @model_validator(mode="after")
     def _a_name_stands_for_one_content(self) -> PairManifest:
