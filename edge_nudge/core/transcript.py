@@ -115,7 +115,7 @@ class Transcript:
         """Tell whether a repetition is cut, and note who began it.
 
         A cycle is, whoever writes. What the base model says again costs nothing: the nudging model goes on instead. To
-        cut what the nudging model says again would end the answer, and half of such answers are not at their end.
+        cut what the nudging model says again would end the answer, and many such answers are not at their end.
         """
         self.loop_author = self._author_at(start)
         if repetition is Repetition.CYCLE:

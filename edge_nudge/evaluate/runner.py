@@ -6,7 +6,7 @@ answer is worth in tasks/functions.py. Needs the `eval` extra.
 1. An answer is kept as soon as it is there; a run that was broken off goes on where it was.
 2. An answer depends on its question alone: nothing of earlier prompts is reused, so a run in two parts gives what a
    run in one gives.
-3. One folder holds answers of one pair; another pair is refused, with both names.
+3. One folder holds answers of one pair under one load; another one is refused, saying what differs.
 4. One process at a time works in a folder.
 5. Nothing is fetched: the harness is told to stay offline.
 """
