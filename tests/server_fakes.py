@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,20 +122,21 @@ class Listening:
     worker: Worker
     socket_path: Path
     port: int
+    connections: ExitStack  # closed with the server, whatever becomes of the test
 
     def client(self, **settings: Any) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self.socket_path))
         return httpx.Client(transport=transport, base_url="http://server", timeout=WAIT_S, **settings)
 
     def connect_tcp(self) -> socket.socket:
-        connection = socket.socket(socket.AF_INET)
+        connection = self.connections.enter_context(socket.socket(socket.AF_INET))
         connection.settimeout(WAIT_S)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", self.port))
         return connection
 
     def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
+        connection = self.connections.enter_context(socket.socket(socket.AF_UNIX))
         connection.settimeout(WAIT_S)
         connection.connect(str(self.socket_path))
         return connection
@@ -154,7 +155,7 @@ def listening(
     unix.bind(str(path))
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a reader who does not read is felt soon
     tcp.bind(("127.0.0.1", 0))
-    with a_worker(**settings) as worker:
+    with ExitStack() as connections, a_worker(**settings) as worker:
         app = make_app(worker, served=replace(served, key=served.key or KEY), limits=limits)
         config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -165,7 +166,7 @@ def listening(
             while not server.started:
                 assert time.monotonic() < until, "the server does not start"
                 time.sleep(0.002)
-            yield Listening(worker, path, tcp.getsockname()[1])
+            yield Listening(worker, path, tcp.getsockname()[1], connections)
         finally:
             server.should_exit = True
             thread.join(WAIT_S)

@@ -34,6 +34,7 @@ from server_fakes import (
 from edge_nudge.runtime import Pair
 from edge_nudge.server import shapes
 from edge_nudge.server.app import Limits
+from edge_nudge.server.stream import _Inbox
 from edge_nudge.worker import Worker, WorkerState
 
 PATH = "/v1/chat/completions"
@@ -147,7 +148,6 @@ def test_a_client_that_leaves_the_queue(tmp_path: Path, gate: Gate, is_stream: b
         assert server.worker.describe().counts["cancelled"] == 1
         gate.open()
         read_until(first, b'"finish_reason": "length"')
-        first.close()
 
 
 def test_a_client_that_leaves_before_its_body_is_there(tmp_path: Path) -> None:
@@ -181,22 +181,34 @@ def test_a_client_that_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
         wait_for(lambda: server.worker.describe().counts["done"] == 1)
         served_again(server)
         assert b'"finish_reason": "length"' in read_until(connection, b"[DONE]")  # and it still gets everything
-        connection.close()
 
 
-def test_a_client_that_does_not_read_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_at_once", [False, True])
+def test_a_client_that_does_not_read_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_at_once: bool
+) -> None:
+    """Is_at_once: a loop so busy that the whole answer waits for it, 130 kB that leave in one send."""
     caplog.set_level(logging.WARNING, "edge_nudge")
+    take = _Inbox.take
+
+    async def take_all(self: _Inbox, timeout_s: float | None) -> list[Any]:
+        while not server.worker.describe().counts["done"]:
+            await asyncio.sleep(0.002)
+        return await take(self, timeout_s)
+
     with listening(tmp_path, limits=Limits(stall_s=0.3)) as server:
         connection = server.connect_tcp()
-        send(connection, chat(stream=True))
-        wait_for(lambda: "dropped" in caplog.text)
+        with monkeypatch.context() as patch:
+            if is_at_once:
+                patch.setattr(_Inbox, "take", take_all)
+            send(connection, chat(stream=True))
+            wait_for(lambda: "dropped" in caplog.text)
         wait_for(lambda: server.worker.describe().job is None)
         data = b""
         while more := connection.recv(1 << 16):
             data += more
         assert b"word1" in data
-        assert b"[DONE]" not in data
-        connection.close()
+        assert not data.endswith(b"0\r\n\r\n")  # the end of a whole body
         served_again(server)
 
 
@@ -303,7 +315,6 @@ def test_a_long_prompt_is_accompanied_by_pings(tmp_path: Path, gate: Gate) -> No
         read_until(connection, b": ping\n\n")
         gate.open()
         read_until(connection, b"data: [DONE]\n\n")
-        connection.close()
 
 
 def test_an_error_behind_a_ping_is_an_event(tmp_path: Path, gate: Gate) -> None:
@@ -322,7 +333,6 @@ def test_an_error_behind_a_ping_is_an_event(tmp_path: Path, gate: Gate) -> None:
         read_until(connection, b": ping\n\n")
         gate.open()
         read_until(connection, b'"code": "internal_error"')
-        connection.close()
 
 
 # --- the queue and the end

@@ -172,17 +172,20 @@ class Reply(Response):
         else:
             await self._watched(self._fault(ending.error).response()(scope, receive, send))
             return
-        await self._send(send, b"".join(data), is_last=True)
+        await self._send(send, b"".join(data))
+        # A server holds up a send for what the reader has not taken of the ones before: an end of its own makes it
+        # hold up for the last piece too, which may be the whole answer.
+        await self._watched(send({"type": "http.response.body", "body": b"", "more_body": False}))
 
     def _fault(self, error: BaseException) -> Fault:
         return fault_of(error, self._shape.prompt_field)
 
-    async def _send(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
+    async def _send(self, send: Send, data: bytes) -> None:
         if not self._is_started:
             self._is_started = True
             data = b"".join(map(_event, self._shape.begin())) + data
             await self._watched(send({"type": "http.response.start", "status": 200, "headers": _HEADERS}))
-        await self._watched(send({"type": "http.response.body", "body": data, "more_body": not is_last}))
+        await self._watched(send({"type": "http.response.body", "body": data, "more_body": True}))
 
     async def _watched(self, sending: Awaitable[object]) -> None:
         """Wait for a send, but not for ever."""
