@@ -116,6 +116,10 @@ class Mixture(Closing):
         self._answer = Answer(decoder.run(), cancel)
         return self._answer
 
+    def check(self, request: GenerateRequest) -> None:
+        """Raise what `answer` raises at once; nothing is evaluated. Ends an answer that is under way."""
+        self.answer(request).close()
+
     def forget(self) -> None:
         """Drop all caches, so that the next request starts cold; ends an answer that is under way."""
         if self._answer is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,11 @@ class Pair(Closing):
         self.base.close()
         self.nudging.close()
 
+    def use_base_prompt_format(self, name: str) -> None:
+        """Write the base model's prompts in this format from now on, a name or a Jinja text. Raises TemplateError."""
+        self._format = base_format(name)
+        self.spec = replace(self.spec, base_prompt_format=name)
+
     def stream(self, messages: str | Sequence[Mapping[str, Any] | Message], **settings: Any) -> Answer:
         """Answer a conversation (or one user text); iterate the result for its events.
 
@@ -137,6 +143,10 @@ class Pair(Closing):
         decoder.check()
         self._answer = Answer(decoder.run(), cancel)
         return self._answer
+
+    def check(self, request: GenerateRequest) -> None:
+        """Raise what `answer` raises at once; nothing is evaluated. Ends an answer that is under way."""
+        self.answer(request).close()
 
     def watch(self, listener: Callable[[Role, NativeCall], None] | None) -> None:
         """Tell `listener` about each native call of the answers, in the thread that answers; None ends it."""

@@ -63,6 +63,7 @@ def fake_loader(rules: list[str], **script: Any) -> Callable[..., Pair]:
             rules.append(request.nudge.rule.value)
             return answer(request)
 
+        pair.check = lambda request: answer(request).close()  # type: ignore[method-assign]
         pair.answer = counted  # type: ignore[method-assign]
         return pair
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from edge_nudge.core.events import Event, FinishDetail, Finished, FinishReason, HandoffReason, Piece, Role, Usage
 from edge_nudge.core.request import GenerateRequest
-from edge_nudge.errors import CancelledError, EngineError, InputError, ModelFileError
+from edge_nudge.errors import CancelledError, ContextOverflowError, EngineError, InputError, ModelFileError
 from edge_nudge.evaluate import runner
 from edge_nudge.evaluate.answering import Stop, read_answer
 from edge_nudge.evaluate.answers import find_answer
@@ -71,13 +71,15 @@ class Script:
 
     asked: list[tuple[str, str]] = field(default_factory=list)  # rule and question
     loads: list[dict[str, Any]] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list)  # of the base model's prompts
+    n_ctx: int = 8192
     n_open: int = 0
     before: Callable[[int, Answer | None], None] = lambda n_asked, answer: None
     inside: Callable[[int], None] = lambda n_asked: None
 
     def load_pair(self, spec: PairSpec, **settings: Any) -> Pair:
         self.loads.append({"spec": spec, **settings})
-        pair = fake_pair(spec=spec)
+        pair = fake_pair(spec=spec, n_ctx=self.n_ctx)
         close = pair.close
 
         def closed() -> None:
@@ -85,12 +87,15 @@ class Script:
             close()
 
         self.n_open += 1
-        pair.answer = self.answer  # type: ignore[method-assign]
+        tokenized = pair.answer
+        pair.check = lambda request: tokenized(request).close()  # type: ignore[method-assign]
+        pair.answer = lambda request: self.answer(request, pair)  # type: ignore[method-assign]
         pair.close = closed  # type: ignore[method-assign]
         return pair
 
-    def answer(self, request: GenerateRequest) -> Answer:
+    def answer(self, request: GenerateRequest, pair: Pair) -> Answer:
         question = request.messages[-1].content
+        self.formats.append(pair.spec.base_prompt_format)
         self.asked.append((request.nudge.rule.value, question))
         n_asked, cancelled = len(self.asked), False
         assert request.cache_prompt is False
@@ -200,12 +205,13 @@ def test_a_run_asks_everything_and_counts_what_is_right(plan: Plan, spec: PairSp
     assert script.n_open == 0
 
 
-def test_a_system_with_its_own_format_is_loaded_for_itself(plan: Plan, spec: PairSpec, script: Script) -> None:
+def test_a_system_with_its_own_format_needs_no_second_load(plan: Plan, spec: PairSpec, script: Script) -> None:
     plan = replace(
         plan, systems=tuple(parse_systems("base,urial,nudging")), limit={"gsm8k": 1, "csqa": 1, "just_eval": 1}
     )
     results = evaluate(plan, spec, load={})
-    assert [load["spec"].base_prompt_format for load in script.loads] == ["qa", "urial", "qa"]
+    assert [load["spec"].base_prompt_format for load in script.loads] == ["qa"]
+    assert script.formats == ["qa"] * 3 + ["urial"] * 3 + ["qa"] * 3
     assert script.n_open == 0
     assert results.systems[1].settings == {"format": "urial"}
     base = results.pair["base"]
@@ -222,6 +228,31 @@ def test_half_limit_and_seed_choose_the_same_items_for_all(plan: Plan, spec: Pai
     assert [id_ for task, id_ in by_system[0] if task == "gsm8k"] == chosen
     assert set(chosen) <= {"n-2", "n-3", "n-4"}
     assert {task.name: task.max_tokens for task in results.tasks} == {"gsm8k": 7, "csqa": 192, "just_eval": 512}
+
+
+# Prompts that do not fit
+
+
+@pytest.mark.parametrize(
+    ("systems", "n_ctx", "message"),
+    [
+        # a token of the fake models is a byte, and the constant examples of urial are longer than all else
+        ("base,nudging,urial", 1200, r"system urial: too long are 10 of 10 prompts, the longest task gsm8k, item n-3"),
+        ("nudged", 512, r"system nudged: too long are 1 of 10 prompts, the longest task gsm8k, item n-3: prompt is "),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_found_before_the_first_answer(
+    plan: Plan, spec: PairSpec, script: Script, systems: str, n_ctx: int, message: str
+) -> None:
+    file = plan.data / TASKS["gsm8k"].file
+    file.write_text(file.read_text().replace("What is 3 and 3?", f"What is 3 and {3 * 'three ' * 40}?"))
+    script.n_ctx = n_ctx
+    with pytest.raises(ContextOverflowError, match=message) as caught:
+        evaluate(replace(plan, systems=tuple(parse_systems(systems))), spec, load={})
+    assert f"its context is {n_ctx}: raise --ctx-size" in str(caught.value)
+    assert caught.value.n_prompt > n_ctx
+    assert script.asked == []
+    assert script.n_open == 0
 
 
 # Broken off, and gone on

@@ -71,10 +71,15 @@ class Recorder:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.requests: list[GenerateRequest] = []
+        self.n_checked = 0
 
     def answer(self, request: GenerateRequest) -> Answering:
         self.requests.append(request)
         return self.pair.answer(request)
+
+    def check(self, request: GenerateRequest) -> None:
+        self.n_checked += 1
+        self.pair.check(request)
 
 
 # --- what a request is
@@ -153,7 +158,8 @@ def test_repeats_of_a_question_are_drawn_with_other_seeds() -> None:
     lm = EdgeNudgeLM("nudged", recorder)
     drawn, greedy = written(do_sample=True, temperature=0.5), written(seed=7)
     lm.generate_until([drawn, drawn, greedy, greedy, drawn], disable_tqdm=True)
-    seeds = [request.sampling.seed for request in recorder.requests[5:]]  # the first five only check the length
+    seeds = [request.sampling.seed for request in recorder.requests]
+    assert recorder.n_checked == 5  # before the first answer
     assert seeds == [DEFAULT_SEED, DEFAULT_SEED + 1, None, None, DEFAULT_SEED + 2]
     assert with_seed(request_of(parse_system("nudged:temp=1+seed=5"), "hi", {}), 2).sampling.seed == 7
 

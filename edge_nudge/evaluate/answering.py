@@ -29,6 +29,8 @@ class Answerer(Protocol):
 
     def answer(self, request: GenerateRequest) -> Answering: ...
 
+    def check(self, request: GenerateRequest) -> None: ...
+
 
 class Stop:
     """A wish to stop, from any thread: the answer that is being written is cancelled, and no other is begun."""

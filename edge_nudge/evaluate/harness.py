@@ -149,7 +149,7 @@ class EdgeNudgeLM(LM):  # type: ignore[misc]
         if self._given_ask is None:
             for instance, request in zip(requests, asked, strict=True):
                 with _named(instance):
-                    self._answerer.answer(request).close()  # tokenizes both prompts, and evaluates nothing
+                    self._answerer.check(request)
         answers = []
         is_quiet = disable_tqdm or self._given_ask is not None
         for instance, request in _shown(list(zip(requests, asked, strict=True)), "answers", is_quiet):

@@ -29,6 +29,7 @@ from edge_nudge.document import about_pair, pair_document
 from edge_nudge.errors import InputError, ModelFileError
 from edge_nudge.evaluate.answering import Answerer, Stop
 from edge_nudge.evaluate.answers import find_answer
+from edge_nudge.evaluate.fitting import check_prompts
 from edge_nudge.evaluate.kept import KeptAnswers, key_of
 from edge_nudge.evaluate.plan import Plan, load_changes
 from edge_nudge.evaluate.questions import Task, gold_of, row_id
@@ -91,6 +92,7 @@ def evaluate(
             half=plan.half,
             tasks=tuple(_about(task, plan, counts) for task in plan.tasks),
         )
+        run.check()
         for system in plan.systems:
             found = run.system(system)
             results = results.model_copy(update={"pair": run.pair, "systems": (*results.systems, found)})
@@ -133,11 +135,22 @@ class _Run:
     def close(self) -> None:
         self._stack.close()
 
+    def check(self) -> None:
+        """Raise ContextOverflowError where a prompt for the pair's own models does not fit."""
+        checked = set()
+        for system in self._plan.systems:
+            prompts = (system.kind, system.base_prompt_format)
+            if _is_own(system) and prompts not in checked:
+                checked.add(prompts)
+                check_prompts(system, self._open(system), self._plan, self._stop)
+
     def system(self, system: System) -> SystemResult:
         """Ask one system everything."""
         from edge_nudge.evaluate import harness
 
         answerer = self._open(system)
+        if not _is_own(system):
+            check_prompts(system, answerer, self._plan, self._stop)
         items: dict[tuple[str, str], ItemResult] = {}
         tasks = {task.harness_name: task for task in self._plan.tasks}
         with KeptAnswers(self._plan.folder / "answers", system.name) as kept:
@@ -215,13 +228,15 @@ class _Run:
 
     def _open(self, system: System) -> Answerer:
         """Return what answers for this system, loaded if need be."""
-        changes = load_changes(system, self._plan)
-        wanted = (f"{system.kind.value} {system.alpha}" if system.kind.is_mixture else "pair", changes)
+        files = load_changes(system, self._plan)
+        text_format = files.pop("base_prompt_format", self._spec.base_prompt_format)
+        wanted = (f"{system.kind.value} {system.alpha}" if system.kind.is_mixture else "pair", files)
         if self._answerer is None or wanted != self._loaded:
             self._stack.close()
-            spec = replace(self._spec, **changes)
-            self._answerer = self._load_one(system, spec)
+            self._answerer = self._load_one(system, replace(self._spec, **files))
             self._loaded = wanted
+        if isinstance(self._answerer, Pair):
+            self._answerer.use_base_prompt_format(text_format)
         return self._answerer
 
     def _load_one(self, system: System, spec: PairSpec) -> Answerer:
@@ -240,9 +255,14 @@ class _Run:
             )
             return mixture
         pair: Pair = self._stack.enter_context(load_pair(spec, **{"cache_ram": 0, **self._load}, say=self._say))
-        if not self.pair or not load_changes(system, self._plan):
+        if not self.pair or _is_own(system):
             self.pair = pair_document(about_pair(pair))
         return pair
+
+
+def _is_own(system: System) -> bool:
+    """Tell whether a system is made of the pair's two models alone."""
+    return not system.kind.is_mixture and system.kind is not Kind.ALIGNED
 
 
 def _marks(request: GenerateRequest, load: Mapping[str, Any]) -> dict[str, Any]:

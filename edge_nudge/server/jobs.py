@@ -85,7 +85,7 @@ def completion_work(prompts: Sequence[Prompt], settings: Mapping[str, Any], *, i
             yield from answering
             return
         for request in requests:
-            pair.answer(request).close()
+            pair.check(request)
         yield Opened()
         for index, request in enumerate(requests):
             if job.is_cancelled:
