@@ -1,7 +1,7 @@
 """Whether every prompt fits into its models' contexts, before anything is answered.
 
-Owns this one check. An evaluation that ends on a long prompt after hours has answers that a larger context cannot go on
-from.
+Owns this one check. A long prompt would end an evaluation after hours, and a larger context is another load, which does
+not go on from the answers that are kept.
 """
 
 from __future__ import annotations
